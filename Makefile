@@ -1,0 +1,51 @@
+# make setup | demo | test | bench | lint. Everything a fresh Debian 12 machine lacks is installed by make setup, as root.
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := $(shell sed 's/\#.*//' packages.txt)
+DIST := /usr/lib/python3/dist-packages
+export UV_NO_PROGRESS := 1
+
+.PHONY: setup demo test lint proto lock clean
+
+setup: $(VENV)/.ready
+
+# bcc's and libnftables' bindings come with Debian's python3 and nowhere else, so the environment is made from that
+# python3 and those two packages (and no others) are linked into it.
+$(VENV)/.ready: pyproject.toml requirements.lock packages.txt
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  [ "$$(id -u)" = 0 ] || { echo "make setup: these Debian packages are missing and installing them needs root: $$missing" >&2; exit 1; }; \
+	  echo "installing Debian packages:" $$missing; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "installing Python packages into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	for binding in bcc nftables; do ln -sfn $(DIST)/$$binding $$site/$$binding; done
+	@touch $@
+
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -Ikiam/rpc=proto --python_out=. --grpc_python_out=. --mypy_out=. \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy kiam/rpc/kiam.proto
+
+lock:
+	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 --extra dev \
+	  --output-file requirements.lock pyproject.toml
+
+# The parallel tests first, then those that need the machine to themselves.
+test: setup
+	$(BIN)/pytest -n 2 -q -m "not serial and not vm"
+	$(BIN)/pytest -q -m "serial"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,45 @@
+"""The ``kiam`` command. Each subcommand is a module of this package, imported only when it is the one asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from kiam import __version__
+from kiam.errors import UserError
+
+COMMANDS = {
+    "agent": "run the node agent",
+    "server": "run the server",
+    "health": "exit 0 if the server answers ok",
+}
+"""Subcommand: its line of help. Module ``kiam.cli.<name>`` has ``configure(parser)`` and ``run(arguments) -> int``."""
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line; with ``only``, just that subcommand's flags are filled in.
+
+    Filling in one keeps ``kiam health``, which kubelet runs every few seconds, from importing the rest.
+    """
+    parser = argparse.ArgumentParser(prog="kiam", description="AWS IAM roles for Kubernetes pods.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"kiam {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if only is None or name == only:
+            import_module(f"kiam.cli.{name}").configure(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the process's exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    only = next((word for word in argv if not word.startswith("-")), "")
+    arguments = build_parser(only).parse_args(argv)
+    try:
+        return int(import_module(f"kiam.cli.{arguments.command}").run(arguments))
+    except UserError as error:
+        print(f"kiam {arguments.command}: {error}", file=sys.stderr)
+        return 1

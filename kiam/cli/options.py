@@ -1,0 +1,94 @@
+"""Flags that several commands share, with conventional kiam's names and defaults."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from kiam.durations import parse_duration
+from kiam.tls import TLSFiles
+
+T = TypeVar("T")
+
+
+def flag_type(parse: Callable[[str], T], name: str) -> Callable[[str], T]:
+    """A parser whose ValueError message reaches the user whole (argparse would put its own words in its place)."""
+
+    def parse_flag(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parse_flag.__name__ = name
+    return parse_flag
+
+
+duration: Callable[[str], timedelta] = flag_type(parse_duration, "duration")
+
+
+def _existing_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise ValueError(f"no file at '{text}'")
+    return path
+
+
+existing_file: Callable[[str], Path] = flag_type(_existing_file, "file")
+
+
+def add_boolean(parser: argparse.ArgumentParser, flag: str, default: bool, help_text: str) -> None:
+    """Add ``--flag`` and ``--no-flag``."""
+    parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help_text)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Logging and TLS flags, which every command has."""
+    add_boolean(parser, "--json-log", False, "log JSON objects")
+    parser.add_argument("--level", choices=("debug", "info", "warn", "error"), default="info", help="log level")
+    for flag, what in (
+        ("--cert", "certificate"),
+        ("--key", "private key"),
+        ("--ca", "certificate authority"),
+    ):
+        parser.add_argument(flag, type=existing_file, required=True, metavar="FILE", help=f"PEM {what}")
+
+
+def tls_files(arguments: argparse.Namespace) -> TLSFiles:
+    """The TLS files of parsed arguments."""
+    return TLSFiles(arguments.cert, arguments.key, arguments.ca)
+
+
+def add_telemetry(parser: argparse.ArgumentParser) -> None:
+    """Prometheus and profiling flags, which agent and server have."""
+    parser.add_argument("--prometheus-listen-addr", metavar="HOST:PORT", help="serve /metrics there")
+    parser.add_argument("--prometheus-sync-interval", type=duration, default=timedelta(seconds=5), metavar="DURATION")
+    parser.add_argument("--pprof-listen-addr", metavar="HOST:PORT", help="serve a CPU profile of this process there")
+
+
+def add_server_client(parser: argparse.ArgumentParser) -> None:
+    """How agent and health reach the server."""
+    parser.add_argument("--server-address", default="localhost:9610", metavar="HOST:PORT")
+    parser.add_argument(
+        "--server-address-refresh",
+        type=duration,
+        default=timedelta(0),
+        metavar="DURATION",
+        help="deprecated, ignored",
+    )
+    parser.add_argument("--gateway-timeout-creation", type=duration, default=timedelta(seconds=1), metavar="DURATION")
+    add_keepalive(parser)
+    add_boolean(parser, "--grpc-keepalive-permit-without-stream", False, "send keepalive pings even without a call")
+
+
+def add_keepalive(parser: argparse.ArgumentParser) -> None:
+    """gRPC keepalive, which both ends have."""
+    parser.add_argument(
+        "--grpc-keepalive-time-duration", type=duration, default=timedelta(seconds=10), metavar="DURATION"
+    )
+    parser.add_argument(
+        "--grpc-keepalive-timeout-duration", type=duration, default=timedelta(seconds=2), metavar="DURATION"
+    )
