@@ -1,0 +1,169 @@
+"""Processes of the sandbox: started in a namespace and a cgroup, watched through their log, gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0) -> T:
+    """Ask again and again until the condition gives something true, and return that.
+
+    Raises TimeoutError that names what was waited for after ``timeout`` seconds. An exception of the condition counts
+    as "not yet" and is chained to that error.
+    """
+    deadline = time.monotonic() + timeout
+    last: Exception | None = None
+    while True:
+        try:
+            value = condition()
+        except (OSError, ValueError, LookupError, AssertionError) as error:
+            last = error
+        else:
+            if value:
+                return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout:g} s for {what}") from last
+        time.sleep(0.01)
+
+
+def placed(argv: Sequence[str], netns: str | None = None, cgroup: Path | None = None) -> list[str]:
+    """The command that runs ``argv`` in a named network namespace and a cgroup.
+
+    It uses nsenter and not ``ip netns exec``: that one mounts a fresh /sys, and cgroup2 and bpffs would be gone.
+    Both helpers exec, so the process id stays the same.
+    """
+    command = list(argv)
+    if netns is not None:
+        command = ["nsenter", f"--net=/run/netns/{netns}", "--", *command]
+    if cgroup is not None:
+        command = ["/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
+    return command
+
+
+class Process:
+    """A running program whose output goes to a file. A context manager: leaving it ends the program."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        netns: str | None = None,
+        cgroup: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        cpus: set[int] | None = None,
+    ) -> None:
+        """Start at once. ``env`` is added to this process's own; ``cpus`` pins the program to processors."""
+        self.argv = list(argv)
+        self.log = log
+        command = placed(argv, netns, cgroup)
+        if cpus is not None:
+            command = ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus))), *command]
+        with log.open("ab") as output:
+            self._offset = output.tell()
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The program's process id."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._popen.poll()
+
+    def output(self) -> str:
+        """What this program has written so far."""
+        with self.log.open("rb") as log:
+            log.seek(self._offset)
+            return log.read().decode(errors="replace")
+
+    def wait_for_output(self, pattern: str, timeout: float = 20.0) -> re.Match[str]:
+        """Wait until the output matches a regular expression. Fails at once if the program has ended without it."""
+
+        def look() -> re.Match[str] | None:
+            ended = self.returncode
+            found = re.search(pattern, self.output(), re.MULTILINE)
+            if found is None and ended is not None:
+                raise RuntimeError(f"{self.argv[:4]} ended with {ended} before {pattern!r}:\n{self.output()[-4000:]}")
+            return found
+
+        try:
+            match = wait_until(look, f"{pattern!r} from {' '.join(self.argv[:4])}", timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it wrote:\n{self.output()[-4000:]}") from None
+        assert match is not None
+        return match
+
+    def wait(self, timeout: float = 20.0) -> int:
+        """Wait for the program's own end; the exit code."""
+        return self._popen.wait(timeout)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the program alone."""
+        self._popen.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 10.0) -> int:
+        """End the program and what it started; kill them if they don't go in time. The exit code."""
+        if self._popen.poll() is None:
+            self._popen.send_signal(number)
+            try:
+                self._popen.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        return self._popen.wait()
+
+    def kill(self) -> None:
+        """End the program as a crash would."""
+        self.stop(signal.SIGKILL)
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process and of the children it still has (/proc/pid/stat)."""
+        return sum(_cpu_seconds(pid) for pid in self._family())
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the process and of the children it still has (/proc/pid/statm)."""
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in self._family())
+
+    def _family(self) -> list[int]:
+        family, queue = [], [self.pid]
+        while queue:
+            pid = queue.pop()
+            family.append(pid)
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                queue.extend(map(int, children.read_text().split()))
+        return family
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
