@@ -4,22 +4,27 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := $(shell sed 's/\#.*//' packages.txt)
+VM_PACKAGES := qemu-system-x86 busybox-static kmod xz-utils
 DIST := /usr/lib/python3/dist-packages
 export UV_NO_PROGRESS := 1
 
-.PHONY: setup demo test lint proto lock clean
+define install-missing
+@missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+if [ -n "$$missing" ]; then \
+  [ "$$(id -u)" = 0 ] || { echo "these Debian packages are missing and installing them needs root:" $$missing >&2; exit 1; }; \
+  echo "installing Debian packages:" $$missing; \
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+fi
+endef
+
+.PHONY: setup demo test test-vm lint proto lock clean
 
 setup: $(VENV)/.ready
 
 # bcc's and libnftables' bindings come with Debian's python3 and nowhere else, so the environment is made from that
 # python3 and those two packages (and no others) are linked into it.
 $(VENV)/.ready: pyproject.toml requirements.lock packages.txt
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-	  [ "$$(id -u)" = 0 ] || { echo "make setup: these Debian packages are missing and installing them needs root: $$missing" >&2; exit 1; }; \
-	  echo "installing Debian packages:" $$missing; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
+	$(call install-missing,$(PACKAGES))
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "installing Python packages into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -40,6 +45,12 @@ lock:
 test: setup
 	$(BIN)/pytest -n 2 -q -m "not serial and not vm"
 	$(BIN)/pytest -q -m "serial"
+
+# Other kernels, in QEMU: make test-vm KERNELS="5.10 6.1 6.12 newest"
+KERNELS ?= 5.10 6.1 6.12 newest
+test-vm: setup
+	$(call install-missing,$(VM_PACKAGES))
+	$(BIN)/python -m tests.vm $(foreach kernel,$(KERNELS),--kernel $(kernel))
 
 lint: setup
 	$(BIN)/ruff check .

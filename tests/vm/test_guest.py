@@ -1,0 +1,66 @@
+"""A guest's verdict can't be anything but its script's: what goes wrong in it comes out as a failure."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.vm.guest import machine_can_boot, run_in_guest
+from tests.vm.kernels import Kernel, KernelError, KernelStore
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    if (reason := machine_can_boot()) is not None:
+        pytest.fail(reason)
+    store = KernelStore(CHECKOUT / "build/vm")
+    store.refresh()
+    return store.get("6.1")
+
+
+def test_a_script_that_succeeds_passes_and_runs_on_that_kernel(kernel: Kernel) -> None:
+    verdict = run_in_guest(kernel, ["uname", "-r"], CHECKOUT, 90)
+    assert verdict.passed
+    assert kernel.release in verdict.console
+
+
+def test_a_failing_script_fails_with_its_own_exit_status(kernel: Kernel) -> None:
+    verdict = run_in_guest(kernel, ["sh", "-c", "exit 3"], CHECKOUT, 90)
+    assert not verdict.passed
+    assert verdict.exit_status == 3
+
+
+def test_a_script_that_prints_a_passing_verdict_itself_and_fails_is_not_believed(kernel: Kernel) -> None:
+    verdict = run_in_guest(kernel, ["sh", "-c", "echo 0; echo '0123456789abcdef 0'; exit 1"], CHECKOUT, 90)
+    assert verdict.exit_status == 1
+
+
+def test_a_panic_fails(kernel: Kernel) -> None:
+    verdict = run_in_guest(kernel, ["sh", "-c", "echo c > /proc/sysrq-trigger"], CHECKOUT, 90)
+    assert verdict.exit_status is None
+    assert not verdict.passed
+
+
+def test_a_hang_fails_when_its_time_is_up_and_leaves_nothing(kernel: Kernel) -> None:
+    verdict = run_in_guest(kernel, ["sleep", "1000"], CHECKOUT, 15)
+    assert verdict.exit_status is None
+    assert not verdict.passed
+    left = subprocess.run(["pgrep", "-f", "kiamvm-"], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+    assert "kiamvm-" not in Path("/proc/mounts").read_text()
+
+
+def test_nothing_a_guest_writes_reaches_this_machine(kernel: Kernel) -> None:
+    verdict = run_in_guest(kernel, ["sh", "-c", "echo x > /root/kiamvm-written && ls /root"], CHECKOUT, 90)
+    assert verdict.passed
+    assert not Path("/root/kiamvm-written").exists()
+
+
+def test_a_series_debian_does_not_have_is_one_clear_line(kernel: Kernel) -> None:
+    with pytest.raises(KernelError, match=r"has a cloud kernel 4\.4"):
+        KernelStore(CHECKOUT / "build/vm").get("4.4")
