@@ -1,0 +1,216 @@
+"""Why a TLS connection to the server fails: which certificate is wrong, and until when it was right.
+
+gRPC says little more than "failed to connect to all addresses". A plain handshake shows the server's certificate, also
+one that isn't trusted, and whether the server accepts ours. No request is sent.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography import x509
+
+from kiam.errors import UserError
+from kiam.tls import TLSFiles, TLSMaterial
+from kiam.tls.certificates import Certificate, InspectedTLS, Side, describe, format_time, inspect
+
+_HTTP2 = ["h2"]
+"""The application protocol gRPC servers require (RFC 9113, 3.2)."""
+
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+"""HTTP/2's client preface and an empty SETTINGS frame (RFC 9113, 3.4): a server that accepted us answers with its own.
+
+In TLS 1.3 a client is done before the server has looked at its certificate; only the answer shows the server's mind.
+"""
+
+_NO_CHAIN = frozenset({2, 7, 18, 19, 20, 21})
+"""OpenSSL's X509_V_ERR codes (x509_vfy.h) for a certificate without a chain to a trusted authority."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What came of one handshake with one address of the server."""
+
+    endpoint: str
+    problem: str
+    """One line; empty: both sides accepted each other."""
+    certificate: Certificate | None = None
+    """The server's, when it showed one."""
+    protocol: str = ""
+    """Such as TLSv1.3."""
+
+
+def diagnose(address: str, files: TLSFiles, timeout: float = 2.0) -> Sequence[Handshake]:
+    """Try a handshake with every address that a ``--server-address`` stands for. Blocks up to the timeout for each.
+
+    Raises UserError when our own files are unusable, the address isn't HOST:PORT or its host can't be resolved.
+    """
+    host, port = split_address(address)
+    material = files.read()
+    own = inspect(files, material, Side.CLIENT)
+    if own.errors:
+        raise UserError("; ".join(map(str, own.errors)))
+    try:
+        resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(
+            f"--server-address: '{host}' can't be resolved: {error.strerror}; give the name of the server's Service"
+        ) from error
+    endpoints = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in resolved)
+    return [_Client(files, material, own, host, timeout).handshake(family, sockaddr) for family, sockaddr in endpoints]
+
+
+def explain_failure(address: str, files: TLSFiles, timeout: float = 2.0) -> str:
+    """One line on why the server at an address can't be talked to; empty when TLS is not the reason.
+
+    Blocks: call it off the event loop, and only after a connection failed.
+    """
+    try:
+        handshakes = diagnose(address, files, timeout)
+    except UserError as error:
+        return str(error)
+    problems = dict.fromkeys(found.problem for found in handshakes if found.problem)
+    return "; ".join(problems)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises UserError that names the flag."""
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"--server-address: '{address}' is not HOST:PORT, such as kiam-server:443")
+    return host, int(port)
+
+
+class _Client:
+    """Makes handshakes as the agent would, and looks at what went wrong."""
+
+    def __init__(self, files: TLSFiles, material: TLSMaterial, own: InspectedTLS, host: str, timeout: float) -> None:
+        self._files = files
+        self._material = material
+        self._own = own
+        self._host = host
+        self._timeout = timeout
+
+    def handshake(self, family: int, sockaddr: tuple[Any, ...]) -> Handshake:
+        endpoint = f"{sockaddr[0]}:{sockaddr[1]}" if family == socket.AF_INET else f"[{sockaddr[0]}]:{sockaddr[1]}"
+        server = f"server '{self._host}' at {endpoint}"
+        try:
+            return self._verified(family, sockaddr, endpoint, server)
+        except ssl.SSLCertVerificationError as error:
+            return self._untrusted(family, sockaddr, endpoint, server, error)
+        except ssl.SSLError as error:
+            return Handshake(endpoint, self._tls_problem(error, server))
+        except TimeoutError:
+            return Handshake(endpoint, f"{server} doesn't answer within {self._timeout:g} s")
+        except OSError as error:
+            return Handshake(endpoint, f"{server} can't be connected to: {error.strerror or error}")
+
+    def _verified(self, family: int, sockaddr: tuple[Any, ...], endpoint: str, server: str) -> Handshake:
+        """A handshake as the agent makes it. Raises what the ssl module raises."""
+        context = self._context()
+        context.load_verify_locations(cadata=self._material.ca.decode("ascii", "replace"))
+        with self._connect(family, sockaddr, context) as connection:
+            certificate = _shown(connection)
+            connection.sendall(_GREETING)
+            try:
+                answered = bool(connection.recv(1))
+            except ConnectionError:
+                answered = False
+            problem = "" if answered else f"{server} closed the connection after the handshake, {self._as_client()}"
+            return Handshake(endpoint, problem, certificate, connection.version() or "")
+
+    def _untrusted(
+        self,
+        family: int,
+        sockaddr: tuple[Any, ...],
+        endpoint: str,
+        server: str,
+        refusal: ssl.SSLCertVerificationError,
+    ) -> Handshake:
+        """Have the certificate that was refused shown again, this time to say what is wrong with it."""
+        context = self._context()
+        # Only to look at the certificate: nothing is sent or believed over this connection.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        try:
+            with self._connect(family, sockaddr, context) as connection:
+                certificate = _shown(connection)
+        except OSError:
+            certificate = None
+        if certificate is None:
+            return Handshake(endpoint, f"{server} shows a certificate that is refused: {refusal.verify_message}")
+        return Handshake(endpoint, self._server_problem(certificate, server, refusal), certificate)
+
+    def _server_problem(self, certificate: Certificate, server: str, refusal: ssl.SSLCertVerificationError) -> str:
+        now = datetime.now(UTC)
+        what = f"the certificate {certificate.subject} of {server}"
+        until = f"valid until {format_time(certificate.not_after)}"
+        if now > certificate.not_after:
+            return f"{what} expired at {format_time(certificate.not_after)}; issue a new one for the server"
+        if now < certificate.not_before:
+            return (
+                f"{what} is not valid before {format_time(certificate.not_before)}; check the clocks of both machines"
+            )
+        if refusal.verify_code in _NO_CHAIN:
+            listed = ", ".join(
+                f"{authority.subject} until {format_time(authority.not_after)}" for authority in self._own.authorities
+            )
+            return (
+                f"{what}, {until}, was issued by {certificate.issuer} and is not signed by an authority in "
+                f"--ca {self._files.ca} ({listed}); put the server's authority there, or issue its certificate anew"
+            )
+        if not certificate.covers(self._host):
+            return (
+                f"{what}, {until}, is for {certificate.names} and not for '{self._host}'; "
+                "use one of these names in --server-address, or issue it with that name"
+            )
+        expired = [authority for authority in self._own.authorities if now > authority.not_after]
+        if expired and certificate.issuer in [authority.subject for authority in expired]:
+            return (
+                f"{what} was issued by {certificate.issuer}, whose certificate in --ca {self._files.ca} expired at "
+                f"{format_time(expired[0].not_after)}; renew the authority and what it signed"
+            )
+        return f"{what}, {until}, is refused: {refusal.verify_message}"
+
+    def _tls_problem(self, error: ssl.SSLError, server: str) -> str:
+        reason = error.reason or str(error)
+        if "ALERT" in reason and any(word in reason for word in ("CERT", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT")):
+            alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
+            return f"{server} refused our certificate ({alert}), {self._as_client()}"
+        alert = reason.replace("_", " ").lower()
+        return f"{server} doesn't complete a TLS 1.2 or 1.3 handshake ({alert}); check the port of --server-address"
+
+    def _as_client(self) -> str:
+        own = self._own.certificate
+        return (
+            f"which is --cert {self._files.cert}: {own.subject}, valid until {format_time(own.not_after)}, issued by "
+            f"{own.issuer}; the server's --ca has to hold that authority"
+        )
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(_HTTP2)
+        context.load_cert_chain(self._files.cert, self._files.key)
+        return context
+
+    def _connect(self, family: int, sockaddr: tuple[Any, ...], context: ssl.SSLContext) -> ssl.SSLSocket:
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(self._timeout)
+            connection.connect(sockaddr)
+            return context.wrap_socket(connection, server_hostname=self._host)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _shown(connection: ssl.SSLSocket) -> Certificate | None:
+    der = connection.getpeercert(binary_form=True)
+    return describe(x509.load_der_x509_certificate(der)) if der else None

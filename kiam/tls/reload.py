@@ -1,0 +1,149 @@
+"""Following the rotation of certificates without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from kiam.errors import UserError
+from kiam.tls import Fingerprint, TLSFiles, TLSMaterial
+from kiam.tls.certificates import InspectedTLS, Side, format_time, load, read_certificates
+from kiam.tls.metrics import TLSMetrics
+
+log = logging.getLogger(__name__)
+
+WATCH_INTERVAL = 1.0
+"""Seconds between looks at the files: three stat calls, and nothing more while they stay the same."""
+
+
+def utc_now() -> datetime:
+    """The wall clock; tests bring their own."""
+    return datetime.now(UTC)
+
+
+class TLSReloader:
+    """Holds the last good material of three files, and looks for a newer one when asked to.
+
+    Material that can't work (key of another certificate, expired, not PEM, half written) never replaces material that
+    was good: it is logged once, shown in ``…_update_error``, and looked at again when the files change.
+
+    Methods may be called from any thread; gRPC asks from its own for each handshake.
+    """
+
+    def __init__(
+        self,
+        files: TLSFiles,
+        side: Side,
+        metrics: TLSMetrics | None = None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Read the files for the first time. Raises UserError, in one line, when they can't work."""
+        self._files = files
+        self._side = side
+        self._metrics = metrics
+        self._now = now
+        self._lock = threading.Lock()
+        # Taken before the read: a change during it is then seen as one by the next refresh.
+        self._seen = self._fingerprint()
+        self._refused_until_valid: datetime | None = None
+        self._expiry_logged = False
+        self._material, self._inspected = load(files, side, now())
+        self._report_loaded()
+
+    @property
+    def material(self) -> TLSMaterial:
+        """The last good material."""
+        return self._material
+
+    @property
+    def inspected(self) -> InspectedTLS:
+        """What is in the last good material."""
+        return self._inspected
+
+    def refresh(self) -> bool:
+        """Look at the files, and take them over if they changed and are good. True if the material is another now."""
+        with self._lock:
+            seen = self._fingerprint()
+            now = self._now()
+            due = self._refused_until_valid is not None and now >= self._refused_until_valid
+            if seen == self._seen and not due:
+                self._watch_expiry(now)
+                return False
+            self._seen = seen
+            return self._take_over(now)
+
+    async def watch(self, changed: Callable[[], None], interval: float = WATCH_INTERVAL) -> None:
+        """Refresh every so many seconds, for ever; ``changed`` is called after the material became another."""
+        while True:
+            await asyncio.sleep(interval)
+            if self.refresh():
+                changed()
+
+    def _take_over(self, now: datetime) -> bool:
+        self._refused_until_valid = None
+        try:
+            material, inspected = load(self._files, self._side, now)
+        except UserError as error:
+            log.error(
+                "new TLS files refused, the certificate until %s stays in use: %s",
+                format_time(self._inspected.certificate.not_after),
+                error,
+            )
+            if self._metrics:
+                self._metrics.update_failed()
+            self._refused_until_valid = self._becomes_valid(now)
+            return False
+        if material == self._material:
+            if self._metrics:
+                self._metrics.loaded(inspected)
+            return False
+        self._material, self._inspected = material, inspected
+        self._expiry_logged = False
+        self._report_loaded()
+        return True
+
+    def _becomes_valid(self, now: datetime) -> datetime | None:
+        """When a certificate issued for later becomes good without the files changing again; None: never."""
+        try:
+            not_before = read_certificates(self._files.read().cert)[0].not_before
+        except (UserError, ValueError):
+            return None
+        return not_before if not_before > now else None
+
+    def _report_loaded(self) -> None:
+        certificate = self._inspected.certificate
+        log.info(
+            "TLS certificate %s loaded, %s, for %s",
+            certificate.subject,
+            certificate.lifetime,
+            certificate.names,
+        )
+        for problem in self._inspected.problems:
+            log.warning("%s", problem)
+        if self._metrics:
+            self._metrics.loaded(self._inspected)
+
+    def _watch_expiry(self, now: datetime) -> None:
+        """Say once that what is in use has expired; no file changes at that moment."""
+        expiry = self._inspected.expiry
+        if now <= expiry or self._expiry_logged:
+            return
+        self._expiry_logged = True
+        log.error(
+            "the TLS certificate %s in %s, or an authority above it, expired at %s and is refused by the other side; "
+            "put a new one there, it is taken over without a restart",
+            self._inspected.certificate.subject,
+            self._files.cert,
+            format_time(expiry),
+        )
+        if self._metrics:
+            self._metrics.verify_failed()
+
+    def _fingerprint(self) -> Fingerprint | None:
+        try:
+            return self._files.fingerprint()
+        except OSError:
+            return None
