@@ -85,7 +85,7 @@ def _serve(flag: str, text: str, handler: type[BaseHTTPRequestHandler], reuse_po
         raise UserError(f"{flag}: {error}") from error
     except OSError as error:
         raise UserError(f"{flag}: can't listen on {text}: {error.strerror}; choose another address or port") from error
-    thread = threading.Thread(target=server.serve_forever, name=flag.removeprefix("--"), daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name=flag.removeprefix("--"), daemon=True)
     thread.start()
     try:
         yield

@@ -30,10 +30,9 @@ class _Service(kiam_pb2_grpc.KiamServiceServicer):
 
 
 class _Pair:
-    def __init__(
-        self, stub: kiam_pb2_grpc.KiamServiceStub, server: CollectorRegistry, client: CollectorRegistry
-    ) -> None:
-        self.stub: Any = stub
+    def __init__(self, channel: aio.Channel, server: CollectorRegistry, client: CollectorRegistry) -> None:
+        self.channel = channel
+        self.stub: Any = kiam_pb2_grpc.KiamServiceStub(channel)
         self.registries = {"server": server, "client": client}
 
     def value(self, side: str, name: str, kind: str, method: str, **labels: str) -> float | None:
