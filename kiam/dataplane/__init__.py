@@ -30,6 +30,15 @@ class HostNetwork(enum.StrEnum):
     REDIRECT = "redirect"
 
 
+class IptablesBackend(enum.StrEnum):
+    """Which of the kernel's two rule stores iptables writes to; each is invisible to the other's programs."""
+
+    AUTO = "auto"
+    """Where the host's rules are, as kube-proxy's iptables-wrappers find it."""
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
 @dataclass(frozen=True, slots=True)
 class InterfacePattern:
     """The interfaces pods come in on, in iptables' words: a trailing ``+`` is a wildcard, a leading ``!`` inverts."""
@@ -73,6 +82,12 @@ class WantedState:
     host_address6: IPv6Address | None = None
     """The agent's IPv6 address; None: IPv6 metadata traffic of pods is refused rather than redirected."""
     host_network: HostNetwork = HostNetwork.IGNORE
+    agent_cgroup: str | None = None
+    """With host_network other than ignore: the cgroup, as a path from the cgroup2 root, whose processes reach the real
+    service all the same, because the agent is one of them. None: the pod of the process that installs, if it is in one.
+    """
+    iptables_backend: IptablesBackend = IptablesBackend.AUTO
+    """Only the iptables dataplane reads it."""
 
 
 class Condition(enum.StrEnum):

@@ -1,0 +1,234 @@
+"""Where pods are in the cgroup2 hierarchy: what tells a pod on the host network from the host's own processes.
+
+Kubelet puts every pod below one cgroup (Kubernetes, "Configuring a cgroup driver" and "Resource Management"):
+``kubepods.slice`` with the systemd driver, ``kubepods`` with the cgroupfs driver, each perhaps below a
+``--cgroup-root``. The quality-of-service classes are below that one (Guaranteed directly, ``burstable``,
+``besteffort``), so the one ancestor covers all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from kiam.errors import UserError
+
+T = TypeVar("T")
+
+ROOT_CGROUP_ID = 1
+"""The hierarchy's real root (``cgroup_id`` is 64 bits and the inode number in cgroup2; kernfs gives its root 1)."""
+HOST_CGROUP_NAMESPACE_INODE = 0xEFFFFFFB
+"""``PROC_CGROUP_INIT_INO``, linux/proc_ns.h: the first cgroup namespace, the one the host's processes are in."""
+CLONE_NEWCGROUP = 0x02000000
+"""linux/sched.h."""
+_SEARCH_DEPTH = 4
+"""``--cgroup-root`` is rarely set and short where it is (kind: /kubelet.slice/kubelet-kubepods.slice)."""
+_PODS_ROOT = re.compile(r"(?:[a-zA-Z0-9_.\\-]+-)?kubepods\.slice|kubepods")
+_POD = re.compile(r"(?:.*-)?pod[0-9a-fA-F][0-9a-fA-F_-]{30,}(?:\.slice)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """One cgroup of the cgroup2 hierarchy."""
+
+    path: Path
+    """Where it is in this process's file system."""
+    name: str
+    """Its path from the real root, without the leading slash, as ``-m cgroup --path`` takes it."""
+    cgroup_id: int
+    """What ``bpf_get_current_cgroup_id`` and nftables compare: the directory's inode number."""
+
+    @property
+    def level(self) -> int:
+        """Its distance from the root, whose level is 0 (``cgroup->level``)."""
+        return len(Path(self.name).parts)
+
+    @classmethod
+    def at(cls, path: Path, root: Path) -> Cgroup:
+        """The cgroup whose directory is ``path``, in the hierarchy mounted at ``root``."""
+        relative = path.relative_to(root)
+        return cls(path, "" if relative == Path() else str(relative), path.stat().st_ino)
+
+
+def _cgroup2_mount_points(mountinfo: str) -> Iterator[Path]:
+    # proc_pid_mountinfo(5): the fields after " - " are type, source and options; the fifth before it is the place,
+    # with space, tab, newline and backslash as octal escapes.
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] == "cgroup2":
+            place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
+            yield Path(place)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def find_cgroup2_root(mountinfo: str | None = None) -> Path:
+    """Where the real root of the cgroup2 hierarchy is mounted, with cgroup2 alone and with the hybrid layout.
+
+    A container sees its own cgroup as a root of its own, where no pod is; such a mount doesn't count.
+    Raises UserError.
+    """
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    places = list(_cgroup2_mount_points(text))
+    for place in places:
+        if _inode(place) == ROOT_CGROUP_ID:
+            return place
+    if places:
+        raise UserError(
+            f"{places[0]} is only this container's part of the cgroup2 hierarchy: mount the host's /sys/fs/cgroup "
+            "into the container (hostPath)"
+        )
+    raise UserError(
+        "no cgroup2 hierarchy is mounted: run 'mount -t cgroup2 none /sys/fs/cgroup/unified' on the node "
+        "(make that folder first), or boot it with systemd.unified_cgroup_hierarchy=1"
+    )
+
+
+def _below(directory: Path, depth: int) -> Iterator[Path]:
+    # Breadth first: what is looked for is near the root, and a busy node has thousands of cgroups.
+    level = [directory]
+    for _ in range(depth):
+        children: list[Path] = []
+        for parent in level:
+            try:
+                children += [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+            except OSError:
+                continue  # cgroups come and go while they are read
+        yield from children
+        level = children
+
+
+def find_pod_cgroups(root: Path) -> tuple[Cgroup, ...]:
+    """Every cgroup below which kubelet keeps pods, for both drivers; empty before kubelet has made one."""
+    found: list[Cgroup] = []
+    for path in _below(root, _SEARCH_DEPTH):
+        if not _PODS_ROOT.fullmatch(path.name) or any(path.is_relative_to(other.path) for other in found):
+            continue
+        try:
+            found.append(Cgroup.at(path, root))
+        except OSError:
+            continue
+    return tuple(sorted(found, key=lambda cgroup: cgroup.name))
+
+
+def require_pod_cgroups(root: Path) -> tuple[Cgroup, ...]:
+    """As find_pod_cgroups, for what can't be done without one. Raises UserError."""
+    found = find_pod_cgroups(root)
+    if not found:
+        raise UserError(
+            f"no kubepods cgroup below {root}, so pods on the host network can't be told from the host: start kubelet "
+            "first (with cgroup v1 it makes none here: boot with systemd.unified_cgroup_hierarchy=1), or use "
+            "--host-network=ignore"
+        )
+    return found
+
+
+def enclosing_pod(cgroup: Path, root: Path) -> Path | None:
+    """The pod's cgroup among a cgroup and its ancestors (``…-pod<uid>.slice`` or ``pod<uid>``); None outside a pod."""
+    for path in (cgroup, *cgroup.parents):
+        if path == root:
+            return None
+        if _POD.fullmatch(path.name):
+            return path
+    return None
+
+
+def _holds_process(directory: Path, pid: int) -> bool:
+    try:
+        return str(pid) in (directory / "cgroup.procs").read_text().split()
+    except OSError:
+        return False
+
+
+def _own_cgroup(root: Path, candidates: Iterable[Cgroup]) -> Path | None:
+    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
+    path = root / own.lstrip("/")
+    if _holds_process(path, os.getpid()):
+        return path
+    # In a cgroup namespace of its own a process sees itself at "/". The host's tree, seen from a container, still
+    # lists this process by the number it has here; processes of other PID namespaces are listed as 0 (cgroups(7)).
+    for candidate in candidates:
+        for place in _below(candidate.path, _SEARCH_DEPTH):
+            if _holds_process(place, os.getpid()):
+                return place
+    return None
+
+
+def own_pod_cgroup(root: Path) -> Cgroup | None:
+    """The cgroup of the pod this process is in: the agent's own, whose traffic has to reach the real service.
+
+    The pod's and not the container's, so that an init container's answer is good for the agent beside it, and for
+    the agent's next container. None outside a pod.
+    """
+    own = _own_cgroup(root, find_pod_cgroups(root))
+    pod = None if own is None else enclosing_pod(own, root)
+    return None if pod is None else Cgroup.at(pod, root)
+
+
+def named_cgroup(root: Path, name: str) -> Cgroup:
+    """The cgroup of that path from the root. Raises UserError when there is none."""
+    path = root / name.strip("/")
+    if ".." in path.parts or not path.is_dir():
+        raise UserError(f"no cgroup '{name}' below {root}: write its path from there, as /proc/<pid>/cgroup shows it")
+    return Cgroup.at(path, root)
+
+
+def _enter_host_cgroup_namespace() -> None:
+    namespace = Path("/proc/1/ns/cgroup")
+    try:
+        if namespace.stat().st_ino != HOST_CGROUP_NAMESPACE_INODE:
+            raise UserError(
+                "this container has a cgroup namespace of its own, in which the kernel finds no other pod's cgroup: "
+                "set hostPID: true for it, or run 'kiam dataplane install' on the node itself"
+            )
+        with namespace.open("rb") as handle:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(handle.fileno(), CLONE_NEWCGROUP):
+                error = ctypes.get_errno()
+                raise UserError(
+                    f"can't enter the host's cgroup namespace ({os.strerror(error)}): "
+                    "the container needs the capability SYS_ADMIN"
+                )
+    except OSError as error:
+        raise UserError(
+            f"can't read {namespace} ({error.strerror}): the container needs the capability SYS_PTRACE"
+        ) from error
+
+
+def in_host_cgroup_namespace(work: Callable[[], T]) -> T:
+    """Run ``work`` where cgroup paths and levels are counted from the real root, and return what it returns.
+
+    Newer kernels resolve ``-m cgroup --path`` and the level of ``socket cgroupv2`` from the root of the caller's cgroup
+    namespace, below which a container has no other pod. The namespace belongs to a thread, so a short-lived thread
+    enters it.
+    Raises what ``work`` raises, and UserError where the host's namespace is out of reach.
+    """
+    if Path("/proc/self/ns/cgroup").stat().st_ino == HOST_CGROUP_NAMESPACE_INODE:
+        return work()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def enter_and_work() -> None:
+        try:
+            _enter_host_cgroup_namespace()
+            results.append(work())
+        except BaseException as error:  # handed to the caller, whatever it is
+            errors.append(error)
+
+    thread = threading.Thread(target=enter_and_work, name="host-cgroup-namespace")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
