@@ -72,6 +72,8 @@ class NetNs:
         self.path = NETNS_DIRECTORY / self.name
         _living[self.name] = self
         _ip("netns", "add", self.name)
+        # Duplicate address detection would keep link-local addresses, and so neighbour discovery, waiting for 1 to 2 s.
+        self.sysctl(ipv6__conf__all__accept_dad=0, ipv6__conf__default__accept_dad=0)
         self.ip("link set lo up")
 
     def __enter__(self) -> NetNs:
@@ -192,7 +194,12 @@ class NodeNet:
         return {"calico": "cali+", "bridge": "cbr0"}[self.cni]
 
     def _wire(self) -> None:
-        _ip("link", "add", "eth0", "netns", self.node.name, "type", "veth", "peer", "eth0", "netns", self.aws.name)
+        # The ends must differ in interface index: a veth whose index equals its peer's isn't "urgent" to the kernel
+        # (net/core/link_watch.c), and IPv6 would wait up to a second for the link to be seen as up.
+        _ip(
+            *("link", "add", "eth0", "index", "2", "netns", self.node.name, "type", "veth"),
+            *("peer", "eth0", "index", "3", "netns", self.aws.name),
+        )
         self.node.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
         self.node.ip(
             f"address add {NODE_IPV4}/24 dev eth0",
