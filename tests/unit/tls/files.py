@@ -1,0 +1,72 @@
+"""Certificates and mounted secrets for the TLS tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from kiam.tls import TLSFiles
+from kiam.tls.issue import Issued, Period, make_authority, make_certificate
+
+FILE_NAMES = ("cert.pem", "key.pem", "ca.pem")
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """An authority that signs what a test asks for."""
+
+    issued: Issued
+
+    @classmethod
+    def make(cls, name: str = "test authority", period: Period | None = None) -> Authority:
+        return cls(make_authority(name, period or days(0, 365)))
+
+    @property
+    def pem(self) -> bytes:
+        return self.issued.cert
+
+    def sign(self, name: str, names: Sequence[str] = ("localhost",), period: Period | None = None) -> Issued:
+        return make_certificate(name, names, period or days(0, 30), self.issued.cert, self.issued.key)
+
+
+def days(start: float, end: float) -> Period:
+    """A period counted in days from now."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    return Period(now + timedelta(days=start, minutes=-5), now + timedelta(days=end))
+
+
+class MountedSecret:
+    """A folder that Kubernetes' kubelet would have made of a Secret: its files are links through ``..data``."""
+
+    def __init__(self, directory: Path, cert: bytes, key: bytes, ca: bytes) -> None:
+        self.directory = directory
+        self._version = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        self.swap(cert, key, ca)
+        for name in FILE_NAMES:
+            (directory / name).symlink_to(Path("..data") / name)
+        self.files = TLSFiles(*(directory / name for name in FILE_NAMES))
+
+    def swap(self, cert: bytes, key: bytes, ca: bytes) -> None:
+        """Replace all files at one moment, as kubelet's AtomicWriter does."""
+        self._version += 1
+        version = self.directory / f"..2026_{self._version}"
+        version.mkdir()
+        for name, content in zip(FILE_NAMES, (cert, key, ca), strict=True):
+            (version / name).write_bytes(content)
+        link = self.directory / "..data_tmp"
+        link.symlink_to(version.name)
+        os.replace(link, self.directory / "..data")  # noqa: PTH105  # rename(2) itself is what kubelet does
+
+
+def write(directory: Path, issued: Issued, ca: bytes) -> TLSFiles:
+    """Plain files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = TLSFiles(*(directory / name for name in FILE_NAMES))
+    files.cert.write_bytes(issued.cert)
+    files.key.write_bytes(issued.key)
+    files.ca.write_bytes(ca)
+    return files
