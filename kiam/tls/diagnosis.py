@@ -39,6 +39,8 @@ class Handshake:
     endpoint: str
     problem: str
     """One line; empty: both sides accepted each other."""
+    connected: bool = True
+    """False: not even a TCP connection came about."""
     certificate: Certificate | None = None
     """The server's, when it showed one."""
     protocol: str = ""
@@ -66,16 +68,19 @@ def diagnose(address: str, files: TLSFiles, timeout: float = 2.0) -> Sequence[Ha
 
 
 def explain_failure(address: str, files: TLSFiles, timeout: float = 2.0) -> str:
-    """One line on why the server at an address can't be talked to; empty when TLS is not the reason.
+    """One line on why the server at an address can't be talked to; empty if a handshake succeeds now.
 
+    Where some of the server's addresses can be connected to, what is wrong with those is said, not the others' silence.
     Blocks: call it off the event loop, and only after a connection failed.
     """
     try:
         handshakes = diagnose(address, files, timeout)
     except UserError as error:
         return str(error)
-    problems = dict.fromkeys(found.problem for found in handshakes if found.problem)
-    return "; ".join(problems)
+    telling = [found for found in handshakes if found.connected] or handshakes
+    if any(not found.problem for found in telling):
+        return ""
+    return "; ".join(dict.fromkeys(found.problem for found in telling))
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -107,9 +112,9 @@ class _Client:
         except ssl.SSLError as error:
             return Handshake(endpoint, self._tls_problem(error, server))
         except TimeoutError:
-            return Handshake(endpoint, f"{server} doesn't answer within {self._timeout:g} s")
+            return Handshake(endpoint, f"{server} doesn't answer within {self._timeout:g} s", connected=False)
         except OSError as error:
-            return Handshake(endpoint, f"{server} can't be connected to: {error.strerror or error}")
+            return Handshake(endpoint, f"{server} can't be connected to: {error.strerror or error}", connected=False)
 
     def _verified(self, family: int, sockaddr: tuple[Any, ...], endpoint: str, server: str) -> Handshake:
         """A handshake as the agent makes it. Raises what the ssl module raises."""
