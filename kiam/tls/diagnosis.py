@@ -128,7 +128,7 @@ class _Client:
             except ConnectionError:
                 answered = False
             problem = "" if answered else f"{server} closed the connection after the handshake, {self._as_client()}"
-            return Handshake(endpoint, problem, certificate, connection.version() or "")
+            return Handshake(endpoint, problem, certificate=certificate, protocol=connection.version() or "")
 
     def _untrusted(
         self,
@@ -150,7 +150,7 @@ class _Client:
             certificate = None
         if certificate is None:
             return Handshake(endpoint, f"{server} shows a certificate that is refused: {refusal.verify_message}")
-        return Handshake(endpoint, self._server_problem(certificate, server, refusal), certificate)
+        return Handshake(endpoint, self._server_problem(certificate, server, refusal), certificate=certificate)
 
     def _server_problem(self, certificate: Certificate, server: str, refusal: ssl.SSLCertVerificationError) -> str:
         now = datetime.now(UTC)
