@@ -14,6 +14,7 @@ COMMANDS = {
     "agent": "run the node agent",
     "server": "run the server",
     "health": "exit 0 if the server answers ok",
+    "certs": "make an authority and certificates, for trying kiam out",
 }
 """Subcommand: its line of help. Module ``kiam.cli.<name>`` has ``configure(parser)`` and ``run(arguments) -> int``."""
 

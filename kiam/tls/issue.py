@@ -77,6 +77,8 @@ def make_certificate(
     public_key = signing_key.public_key()
     if public_key != issuer.public_key():
         raise ValueError("the authority's key is not the key of the authority's certificate")
+    if issuer.not_valid_after_utc < datetime.now(UTC):
+        raise ValueError(f"the authority expired at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M:%SZ}; make a new one")
     period = Period(period.not_before, min(period.not_after, issuer.not_valid_after_utc))
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (

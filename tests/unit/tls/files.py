@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
 from kiam.tls import TLSFiles
 from kiam.tls.issue import Issued, Period, make_authority, make_certificate
 
@@ -23,6 +28,17 @@ class Authority:
     @classmethod
     def make(cls, name: str = "test authority", period: Period | None = None) -> Authority:
         return cls(make_authority(name, period or days(0, 365)))
+
+    def as_of(self, period: Period) -> Authority:
+        """The same authority, name and key, with a certificate of another time."""
+        old = x509.load_pem_x509_certificate(self.issued.cert)
+        key = load_pem_private_key(self.issued.key, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        builder = x509.CertificateBuilder(
+            old.issuer, old.subject, key.public_key(), x509.random_serial_number(), period.not_before, period.not_after
+        ).add_extension(x509.BasicConstraints(True, None), critical=True)
+        certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        return Authority(Issued(certificate, self.issued.key, period.not_after))
 
     @property
     def pem(self) -> bytes:

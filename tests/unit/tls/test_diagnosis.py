@@ -96,12 +96,12 @@ def test_wrong_authority_names_both_and_their_dates(tmp_path: Path) -> None:
 
 
 def test_expired_authority_of_the_server_is_named(tmp_path: Path) -> None:
-    old = Authority.make("old authority", days(-20, -1))
-    # Its own end is later than its authority's, as a certificate tool that doesn't clip would make it.
-    signed = old.sign("kiam-server", period=days(-10, 10))
-    with serving(signed, client_ca=old.pem + AUTHORITY.pem) as port:
-        problem = explain(tmp_path, port, ca=old.pem + AUTHORITY.pem)
-    assert f"expired at {when(old.issued)}" in problem
+    authority = Authority.make("old authority")
+    expired = authority.as_of(days(-20, -1))
+    with serving(authority.sign("kiam-server")) as port:
+        problem = explain(tmp_path, port, ca=expired.pem + AUTHORITY.pem)
+    assert "was issued by 'old authority', whose certificate in --ca" in problem
+    assert f"expired at {when(expired.issued)}" in problem
 
 
 def test_server_that_refuses_our_certificate_names_ours(tmp_path: Path) -> None:
