@@ -1,0 +1,395 @@
+"""A node in a box: pods, node, Kubernetes API, STS and instance metadata on one machine, with kiam's real processes.
+
+Everything is real but the cluster: packets cross veth pairs and the kernel's own redirection, ``kiam server`` and
+``kiam agent`` are the installed commands, pods use boto3 or plain HTTP from inside their namespaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.sandbox import kubeapi
+from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
+from tests.sandbox.cgroups import NodeCgroup
+from tests.sandbox.kubeapi import KubeApiProcess, write_kubeconfig
+from tests.sandbox.netns import (
+    AWS_IPV4,
+    METADATA_IPV4,
+    METADATA_IPV6,
+    NODE_IPV4,
+    NetNs,
+    NodeNet,
+    PodNet,
+)
+from tests.sandbox.pki import Pki, make_pki
+from tests.sandbox.process import Process, wait_until
+
+KIAM = (sys.executable, "-m", "kiam")
+AGENT_PORT = 8181
+SERVER_PORT = 9610
+METRICS_PORT = 9620
+"""The server's; the agent's is the next."""
+CREDENTIALS = "/latest/meta-data/iam/security-credentials/"
+
+POD_ENVIRONMENT = {
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_METADATA_SERVICE_TIMEOUT": "6",
+    "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "1",
+}
+
+BOTO3_PROGRAM = """
+import json, boto3
+session = boto3.Session()
+credentials = session.get_credentials()
+if credentials is None:
+    print(json.dumps({"error": "no credentials"}))
+else:
+    frozen = credentials.get_frozen_credentials()
+    identity = session.client("sts").get_caller_identity()
+    print(json.dumps({"method": credentials.method, "access_key_id": frozen.access_key, "arn": identity["Arn"]}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode()
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+def fetch(
+    host: str,
+    port: int,
+    path: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    timeout: float = 8.0,
+) -> Answer:
+    """One HTTP request on a connection of its own, the path exactly as given. Raises OSError."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request(method, path, body=body, headers=dict(headers or {}))
+        response = connection.getresponse()
+        named = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, named, response.read())
+    finally:
+        connection.close()
+
+
+class Pod:
+    """A pod of the box: its namespace and what can be done from inside it."""
+
+    def __init__(self, box: NodeInABox, name: str, namespace: str, net: PodNet) -> None:
+        self.box, self.name, self.namespace, self.net = box, name, namespace, net
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address."""
+        return str(self.net.address)
+
+    def ask(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        host: str = str(METADATA_IPV4),
+        port: int = 80,
+        timeout: float = 8.0,
+    ) -> Answer:
+        """Ask the metadata address over HTTP, from inside. Raises OSError if nothing answers."""
+        return self.net.netns.call(fetch, host, port, path, method, headers, body, timeout)
+
+    def ask_ipv6(self, path: str, timeout: float = 8.0) -> Answer:
+        """Ask the IPv6 metadata address."""
+        return self.ask(path, host=str(METADATA_IPV6), timeout=timeout)
+
+    def role(self) -> Answer:
+        """Which role am I?"""
+        return self.ask(CREDENTIALS)
+
+    def credentials(self, role: str) -> Answer:
+        """Credentials of a role."""
+        return self.ask(CREDENTIALS + role)
+
+    def boto3(self) -> dict[str, str]:
+        """A boto3 session in a process inside: ``method``, ``access_key_id`` and ``arn``, or ``error``."""
+        box = self.box
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        environment |= POD_ENVIRONMENT | {"AWS_ENDPOINT_URL_STS": box.aws.sts_url}
+        with self.net.netns.popen(
+            [sys.executable, "-c", BOTO3_PROGRAM], cgroup=box.pod_cgroup(self), env=environment, stdout=-1, stderr=-1
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        if process.returncode:
+            return {"error": errors.decode().strip().splitlines()[-1]}
+        return dict(json.loads(output))
+
+
+class NodeInABox:
+    """The whole sandbox. A context manager; ``start_server`` and ``start_agent`` start kiam itself.
+
+    ``dataplane`` is what the agent is started with; ``none`` installs nothing.
+    """
+
+    def __init__(self, dataplane: str = "iptables", cni: str = "calico") -> None:
+        self.dataplane = dataplane
+        self._cni = cni
+        self._stack = ExitStack()
+        self._started = 0
+        self.pods: dict[str, Pod] = {}
+        self.server: Process | None = None
+        self.agent: Process | None = None
+
+    def __enter__(self) -> NodeInABox:
+        with self._stack:
+            self.directory = Path(tempfile.mkdtemp(prefix="kiam-box-"))
+            self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            self.cgroup = self._stack.enter_context(NodeCgroup())
+            self.net = self._stack.enter_context(NodeNet(self._cni))
+            names = ("localhost", "127.0.0.1", str(NODE_IPV4))
+            self.pki: Pki = make_pki(self.directory / "pki", names, ("agent", "node-1"))
+            aws = AwsProcess(
+                self.directory / "aws",
+                netns=self.net.aws.name,
+                sts_host=str(AWS_IPV4),
+                sts_port=8000,
+                imds_hosts=(str(METADATA_IPV4), str(METADATA_IPV6)),
+                imds_port=80,
+            )
+            self.aws = self._stack.enter_context(aws)
+            api = KubeApiProcess(self.directory / "api", netns=self.net.aws.name, host=str(AWS_IPV4), port=6443)
+            self.api = self._stack.enter_context(api)
+            self.kubeconfig = write_kubeconfig(self.directory / "kubeconfig", self.api.url)
+            self._stack.callback(self.stop_kiam)
+            self._opened = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def node(self) -> NetNs:
+        """The node's own namespace."""
+        return self.net.node
+
+    def ask_from_host(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Answer:
+        """Ask instance metadata as the host's own processes do."""
+        return self.node.call(fetch, str(METADATA_IPV4), 80, path, method, headers)
+
+    def ask_agent(self, path: str, timeout: float = 8.0) -> Answer:
+        """Ask the agent on the node's address, from the node."""
+        return self.node.call(fetch, str(NODE_IPV4), AGENT_PORT, path, "GET", None, None, timeout)
+
+    # ---- the cluster
+
+    def add_namespace(self, name: str, permitted: str | None = ".*") -> None:
+        """Make or change a Namespace."""
+        self.api.apply(kubeapi.namespace(name, permitted))
+
+    def add_pod(
+        self,
+        name: str,
+        role: str | None = None,
+        namespace: str = "default",
+        annotations: Mapping[str, str] | None = None,
+        known: bool = True,
+    ) -> Pod:
+        """Make a pod: its namespace and veth pair and, if ``known``, the Pod object."""
+        pod = Pod(self, name, namespace, self.net.add_pod(name))
+        self.pods[name] = pod
+        if known:
+            self.announce(pod, role, annotations)
+        return pod
+
+    def announce(
+        self,
+        pod: Pod,
+        role: str | None = None,
+        annotations: Mapping[str, str] | None = None,
+        phase: str = "Running",
+        address: str | None = None,
+    ) -> None:
+        """Make or change the Pod object of a pod."""
+        self.api.apply(
+            kubeapi.pod(
+                pod.name,
+                address or pod.address,
+                role,
+                namespace=pod.namespace,
+                annotations=annotations,
+                phase=phase,
+                host_address=str(NODE_IPV4),
+                addresses=[str(pod.net.address6)],
+                uid=f"uid-{pod.net.interface}",
+            )
+        )
+
+    def remove_pod(self, pod: Pod) -> None:
+        """Delete the Pod object and the pod."""
+        self.api.delete("pods", pod.name, pod.namespace)
+        self.net.remove_pod(pod.name)
+        self.pods.pop(pod.name)
+
+    def pod_cgroup(self, pod: Pod) -> Path:
+        """The pod's cgroup below kubepods."""
+        return self.cgroup.pod(f"uid-{pod.net.interface}")
+
+    def events(self, pod: Pod) -> list[dict[str, Any]]:
+        """The Events about a pod."""
+        return [event for event in self.api.events() if event["involvedObject"]["name"] == pod.name]
+
+    # ---- kiam
+
+    def start_server(
+        self, *flags: str, wait: bool = True, environment: Mapping[str, str] | None = None, cpus: set[int] | None = None
+    ) -> Process:
+        """Start ``kiam server`` on the node, in place of one that ran before; further flags override these."""
+        if self.server is not None:
+            self.server.stop()
+        files = self.pki.server
+        self.server = self._start(
+            "server",
+            *("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca)),
+            *("--bind", f"0.0.0.0:{SERVER_PORT}", "--kubeconfig", str(self.kubeconfig)),
+            *("--role-base-arn", ROLE_BASE_ARN, "--prometheus-listen-addr", f"0.0.0.0:{METRICS_PORT}"),
+            *flags,
+            environment={**self.aws.environment, **(environment or {})},
+            cpus=cpus,
+        )
+        if wait:
+            self.wait_for_server()
+        return self.server
+
+    def start_agent(self, *flags: str, wait: bool = True, cpus: set[int] | None = None) -> Process:
+        """Start ``kiam agent`` on the node, in place of one that ran before; further flags override these."""
+        if self.agent is not None:
+            self.agent.stop()
+        files = self.pki.agent
+        self.agent = self._start(
+            "agent",
+            *("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca)),
+            *("--host", str(NODE_IPV4), "--port", str(AGENT_PORT), "--host-interface", self.net.interface_pattern),
+            *("--server-address", f"localhost:{SERVER_PORT}"),
+            *("--prometheus-listen-addr", f"0.0.0.0:{METRICS_PORT + 1}"),
+            *self.dataplane_flags(),
+            *flags,
+            cpus=cpus,
+        )
+        if wait:
+            self.wait_for_agent()
+        return self.agent
+
+    def dataplane_flags(self) -> list[str]:
+        """Flags of the agent that choose the box's dataplane."""
+        return [] if self.dataplane == "none" else [f"--dataplane={self.dataplane}"]
+
+    def _start(
+        self,
+        command: str,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        cpus: set[int] | None = None,
+    ) -> Process:
+        self._started += 1
+        return Process(
+            [*KIAM, command, *flags],
+            self.directory / f"{command}-{self._started}.log",
+            netns=self.node.name,
+            cgroup=self.cgroup.system,
+            env=environment,
+            cpus=cpus,
+        )
+
+    def kiam(self, *arguments: str, timeout: float = 60.0) -> Any:
+        """Run any other ``kiam`` command on the node to its end; a CompletedProcess."""
+        return self.node.run(*KIAM, *arguments, check=False, timeout=timeout, cgroup=self.cgroup.system)
+
+    def health(self, *flags: str) -> int:
+        """``kiam health`` on the node: its exit code."""
+        files = self.pki.agent
+        tls = ("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca))
+        return int(self.kiam("health", *tls, "--server-address", f"localhost:{SERVER_PORT}", *flags).returncode)
+
+    def wait_for_server(self, timeout: float = 30.0) -> None:
+        """Wait until the server says that it is ready."""
+        assert self.server is not None
+        server = self.server
+
+        def ready() -> bool:
+            if server.returncode is not None:
+                raise RuntimeError(f"kiam server ended with {server.returncode}:\n{server.output()[-4000:]}")
+            return self.health("--timeout=5s", "--gateway-timeout-creation=5s") == 0
+
+        self._wait(server, ready, "kiam server to be ready", timeout)
+
+    def wait_for_agent(self, timeout: float = 30.0) -> None:
+        """Wait until the agent serves (and so has its dataplane in place)."""
+        assert self.agent is not None
+        agent = self.agent
+
+        def serving() -> bool:
+            if agent.returncode is not None:
+                raise RuntimeError(f"kiam agent ended with {agent.returncode}:\n{agent.output()[-4000:]}")
+            with contextlib.suppress(OSError):
+                return self.ask_agent("/ping").text == "pong"
+            return False
+
+        self._wait(agent, serving, "kiam agent to serve", timeout)
+
+    @staticmethod
+    def _wait(process: Process, condition: Any, what: str, timeout: float) -> None:
+        try:
+            wait_until(condition, what, timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it wrote:\n{process.output()[-4000:]}") from None
+
+    def metrics(self, part: str) -> str:
+        """The ``/metrics`` page of ``server`` or ``agent``."""
+        port = METRICS_PORT + (part == "agent")
+        return self.node.call(fetch, "127.0.0.1", port, "/metrics").text
+
+    def stop_kiam(self) -> None:
+        """End agent and server, and take the dataplane out if it would stay."""
+        for process in (self.agent, self.server):
+            if process is not None:
+                process.stop()
+        self.agent = self.server = None
+
+
+def needs_root() -> str | None:
+    """Why the sandbox can't run here, as one line; None if it can."""
+    if os.geteuid() != 0:
+        return "this needs root: it makes network namespaces and redirects packets inside them; run it with sudo"
+    missing = [tool for tool in ("ip", "nsenter", "iptables", "nft") if shutil.which(tool) is None]
+    if missing:
+        return f"these programs are missing: {', '.join(missing)}; 'make setup' installs them"
+    return None
