@@ -1,0 +1,71 @@
+{{/* The wanted state, for the agent and for the init container that installs the dataplane before it. */}}
+{{- define "kiam.dataplane.args" -}}
+{{- $dataplane := include "kiam.dataplane" . -}}
+- --dataplane={{ $dataplane }}
+- {{ printf "--host=%s" .Values.agent.host.ip | quote }}
+- {{ printf "--host-interface=%s" .Values.agent.host.interface | quote }}
+- --port={{ .Values.agent.host.port }}
+{{- if or (ne $dataplane "none") (ne .Values.agent.hostNetworkPods "ignore") }}
+- --host-network={{ .Values.agent.hostNetworkPods }}
+{{- end }}
+{{- end -}}
+
+{{/* Where the pod is; the agent reads both. */}}
+{{- define "kiam.agent.env" -}}
+- name: HOST_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.hostIP
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- end -}}
+
+{{/* The root file system is read-only: /tmp is what a process may write to. */}}
+{{- define "kiam.dataplane.mounts" -}}
+- name: tmp
+  mountPath: /tmp
+{{- $dataplane := include "kiam.dataplane" . }}
+{{- if eq $dataplane "iptables" }}
+- name: xtables
+  mountPath: /run/xtables.lock
+{{- end }}
+{{- if eq $dataplane "ebpf" }}
+- name: bpffs
+  mountPath: /sys/fs/bpf
+  mountPropagation: HostToContainer
+{{- end }}
+{{- if include "kiam.needsCgroups" . }}
+- name: cgroup
+  mountPath: /sys/fs/cgroup
+  readOnly: true
+  mountPropagation: HostToContainer
+{{- end }}
+{{- end -}}
+
+{{- define "kiam.dataplane.volumes" -}}
+- name: tmp
+  emptyDir:
+    medium: Memory
+    sizeLimit: 64Mi
+{{- $dataplane := include "kiam.dataplane" . }}
+{{- if eq $dataplane "iptables" }}
+- name: xtables
+  hostPath:
+    path: /run/xtables.lock
+    type: FileOrCreate
+{{- end }}
+{{- if eq $dataplane "ebpf" }}
+- name: bpffs
+  hostPath:
+    path: /sys/fs/bpf
+    type: Directory
+{{- end }}
+{{- if include "kiam.needsCgroups" . }}
+- name: cgroup
+  hostPath:
+    path: /sys/fs/cgroup
+    type: Directory
+{{- end }}
+{{- end -}}
