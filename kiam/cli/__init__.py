@@ -15,6 +15,7 @@ COMMANDS = {
     "server": "run the server",
     "health": "exit 0 if the server answers ok",
     "certs": "make an authority and certificates, for trying kiam out",
+    "completion": "print a completion script for bash, zsh or fish",
 }
 """Subcommand: its line of help. Module ``kiam.cli.<name>`` has ``configure(parser)`` and ``run(arguments) -> int``."""
 
