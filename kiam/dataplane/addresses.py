@@ -1,0 +1,49 @@
+"""Checks on the addresses of a wanted state that every dataplane makes before it touches the kernel."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, WantedState
+from kiam.errors import UserError
+
+
+def is_local(address: IPv4Address | IPv6Address) -> bool:
+    """Whether this network namespace has the address. With ``ip_nonlocal_bind`` set, every address counts."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+def _require_unicast(address: IPv4Address | IPv6Address, flag: str) -> None:
+    if address in (METADATA_IPV4, METADATA_IPV6):
+        raise UserError(f"{flag} {address} is the instance metadata service itself: give the node's own address")
+    if address.is_unspecified or address.is_multicast or address.is_loopback:
+        # DNAT to 127.0.0.1 is dropped as martian (route_localnet), so pods would get no answer.
+        raise UserError(f"{flag} {address} can't be reached from pods: give an address of the node's network interface")
+
+
+def check_addresses(wanted: WantedState) -> None:
+    """Refuse to lead pods to an address that isn't this node's. Raises UserError.
+
+    Stops a wrong HOST_IP from sending every pod's metadata requests, and so the pods' credentials, to another machine.
+    """
+    for address, flag in ((wanted.host_address, "--host"), (wanted.host_address6, "--host6")):
+        if address is None:
+            continue
+        _require_unicast(address, flag)
+        if not is_local(address):
+            raise UserError(
+                f"{flag} {address} is not an address of this node (see 'ip address'): give the node's own, and run "
+                "this in the node's network namespace (hostNetwork: true)"
+            )
+    if not 1 <= wanted.port <= 65535:
+        raise UserError(f"--port {wanted.port} is not a port: give one from 1 to 65535")
