@@ -41,6 +41,11 @@ lock:
 	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 --extra dev \
 	  --output-file requirements.lock pyproject.toml
 
+# One node, its pods, and who gets whose role: make demo DATAPLANE=iptables|nftables|ebpf
+DATAPLANE ?= iptables
+demo: setup
+	@$(BIN)/python -m tests.sandbox.demo --dataplane "$(DATAPLANE)"
+
 # The parallel tests first, then those that need the machine to themselves.
 test: setup
 	$(BIN)/pytest -n 2 -q -m "not serial and not vm"

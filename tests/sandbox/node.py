@@ -27,7 +27,9 @@ from tests.sandbox.netns import (
     AWS_IPV4,
     METADATA_IPV4,
     METADATA_IPV6,
+    NETNS_DIRECTORY,
     NODE_IPV4,
+    PREFIX,
     NetNs,
     NodeNet,
     PodNet,
@@ -209,6 +211,12 @@ class NodeInABox:
         """Ask the agent on the node's address, from the node."""
         return self.node.call(fetch, str(NODE_IPV4), AGENT_PORT, path, "GET", None, None, timeout)
 
+    def leftovers(self) -> list[str]:
+        """What of this box still exists; after leaving it, nothing should."""
+        left = [f"namespace {path.name}" for path in NETNS_DIRECTORY.glob(f"{PREFIX}-{os.getpid()}-*")]
+        left += [f"{path}" for path in (self.directory, self.cgroup.root) if path.exists()]
+        return left + _processes_with(str(self.directory))
+
     # ---- the cluster
 
     def add_namespace(self, name: str, permitted: str | None = ".*") -> None:
@@ -383,6 +391,15 @@ class NodeInABox:
             if process is not None:
                 process.stop()
         self.agent = self.server = None
+
+
+def _processes_with(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes():
+                found.append(f"process {path.parent.name}")
+    return found
 
 
 def needs_root() -> str | None:

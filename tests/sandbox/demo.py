@@ -1,0 +1,224 @@
+"""``make demo``: the problem, the cure and the failures, on one screen, with real packets."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kiam.dataplane.registry import DATAPLANES
+from tests.sandbox.node import CREDENTIALS, NodeInABox, Pod, needs_root
+from tests.sandbox.process import wait_until
+
+MAKING = "making a node in a box: namespaces, certificates, Kubernetes API, STS, instance metadata"
+TITLES = {
+    "before": "without kiam",
+    "with": "with kiam server and kiam agent --dataplane={dataplane}",
+    "killed": "kiam agent killed (SIGKILL)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the demonstration: who does what, how it is answered, and whether that is as it has to be."""
+
+    part: str
+    who: str
+    what: str
+    answer: str
+    good: bool
+    note: str = ""
+
+
+class Demo:
+    """Runs the steps and shows each as it is done."""
+
+    def __init__(self, box: NodeInABox, console: Console, dataplane: str) -> None:
+        self.box, self.console, self.dataplane = box, console, dataplane
+        self.steps: list[Step] = []
+        self.doing = ""
+        self.live: Live | None = None
+
+    def run(self) -> bool:
+        """Do everything; whether all of it went as it has to."""
+        with Live(self.table(), console=self.console, refresh_per_second=8) as live:
+            self.live = live
+            self.without_kiam()
+            self.with_kiam()
+            self.agent_killed()
+            self.say("")
+        return all(step.good for step in self.steps)
+
+    def say(self, doing: str) -> None:
+        """Show what is being done now."""
+        self.doing = doing
+        if self.live is not None:
+            self.live.update(self.table())
+
+    def table(self) -> Table:
+        """What has been shown so far."""
+        table = Table(box=None, padding=(0, 2, 0, 0), caption=self.doing or None, caption_justify="left")
+        table.add_column("", width=2)
+        table.add_column("who", no_wrap=True)
+        table.add_column("asks", no_wrap=True)
+        table.add_column("and gets", overflow="fold")
+        part = ""
+        for step in self.steps:
+            if step.part != part:
+                part = step.part
+                title = TITLES[part].format(dataplane=self.dataplane)
+                table.add_row("", Text(title, style="bold underline"))
+            mark = Text("ok", style="green") if step.good else Text("NO", style="bold red")
+            answer = Text(step.answer)
+            if step.note:
+                answer.append(f"  {step.note}", style="yellow" if step.good else "red")
+            table.add_row(mark, step.who, step.what, answer)
+        return table
+
+    def show(self, *step_fields: str, good: bool, note: str = "") -> None:
+        """Add a line: part, who, what, answer."""
+        part, who, what, answer = step_fields
+        self.steps.append(Step(part, who, what, answer, good, note))
+        self.say("")
+
+    # ---- the three parts
+
+    def without_kiam(self) -> None:
+        """The node's role is anybody's."""
+        box = self.box
+        box.add_namespace("shop", r"arn:aws:iam::123456789012:role/(cart|team/billing)")
+        self.say("making the pods")
+        self.cart = box.add_pod("cart", "cart", "shop")
+        self.billing = box.add_pod("billing", "/team/billing", "shop", {"iam.amazonaws.com/session-name": "billing"})
+        self.greedy = box.add_pod("greedy", "admin", "shop")
+        self.bare = box.add_pod("bare", None, "shop")
+        role = box.ask_from_host(CREDENTIALS).text
+        self.show("before", "the host", "instance metadata: my role?", role, good=role == "node-role")
+        got = self.cart.boto3()
+        arn = got.get("arn", got.get("error", ""))
+        self.show(
+            "before", "pod cart", "boto3: who am I?", arn, good="/node-role/" in arn, note="<- the node's: the problem"
+        )
+
+    def with_kiam(self) -> None:
+        """Each pod has its own role, or none."""
+        box = self.box
+        self.say("starting kiam server")
+        box.start_server()
+        self.say("starting kiam agent")
+        box.start_agent()
+        self.identity(self.cart, "assumed-role/cart/kiam-")
+        self.identity(self.billing, "assumed-role/billing/kiam-billing")
+        answer = self.cart.credentials("team/billing")
+        self.show(
+            "with",
+            "pod cart",
+            "HTTP: credentials of team/billing",
+            _line(answer.status, answer.text),
+            good=answer.status == 403,
+        )
+        answer = self.bare.role()
+        self.show(
+            "with",
+            "pod bare",
+            "HTTP: my role? (not annotated)",
+            _line(answer.status, answer.text),
+            good=answer.status == 404,
+        )
+        answer = self.greedy.credentials("admin")
+        self.show(
+            "with",
+            "pod greedy",
+            "HTTP: credentials of admin",
+            _line(answer.status, answer.text),
+            good=answer.status == 403,
+        )
+        self.say("waiting for the Event")
+        event = wait_until(lambda: box.events(self.greedy), "the Event that explains the refusal")[0]
+        self.show(
+            *("with", "kubectl", "get events: pod greedy", f"{event['type']} {event['reason']}: {event['message']}"),
+            good=event["reason"] == "KiamRoleForbidden",
+        )
+        text = _attempt(lambda: self.cart.ask_ipv6(CREDENTIALS, timeout=1).text)
+        self.show("with", "pod cart", "HTTP: my role? over [fd00:ec2::254]", text, good="node-role" not in text)
+        role = box.ask_from_host(CREDENTIALS).text
+        self.show("with", "the host", "instance metadata: my role?", role, good=role == "node-role", note="untouched")
+
+    def agent_killed(self) -> None:
+        """No agent, no credentials; above all not the node's."""
+        assert self.box.agent is not None
+        self.box.agent.kill()
+        text = _attempt(lambda: self.cart.role().text)
+        self.show("killed", "pod cart", "HTTP: my role?", text, good="refused" in text)
+        got = self.cart.boto3()
+        text = got.get("error", got.get("arn", ""))
+        self.show("killed", "pod cart", "boto3: who am I?", text, good="arn" not in got, note="never the node's")
+
+    def identity(self, pod: Pod, expected: str) -> None:
+        """A pod's boto3 session tells who it is."""
+        self.say(f"boto3 in pod {pod.name}")
+        got = pod.boto3()
+        text = got.get("arn", got.get("error", ""))
+        self.show("with", f"pod {pod.name}", "boto3 (IMDSv2): who am I?", text, good=expected in text)
+
+
+def _line(status: int, text: str) -> str:
+    return f"{status} {text.strip()}"
+
+
+def _attempt(ask: Callable[[], str]) -> str:
+    try:
+        return ask()
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def main() -> int:
+    """Run the demonstration; 0 if everything went as it has to."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--dataplane", default="iptables")
+    dataplane = parser.parse_args().dataplane
+    if dataplane not in DATAPLANES:
+        print(
+            f"make demo: DATAPLANE={dataplane!r} is no dataplane; use DATAPLANE={'|'.join(DATAPLANES)}", file=sys.stderr
+        )
+        return 2
+    why = needs_root()
+    if why is not None:
+        print(f"make demo: {why}", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+    started = time.monotonic()
+    box = NodeInABox(dataplane)
+    try:
+        with ExitStack() as stack:
+            with console.status(MAKING):
+                stack.enter_context(box)
+            good = Demo(box, console, dataplane).run()
+            with console.status("cleaning up"):
+                stack.close()
+    except KeyboardInterrupt:
+        print("make demo: stopped", file=sys.stderr)
+        return 130
+    left = box.leftovers()
+    if left:
+        print(f"make demo: left behind: {', '.join(left)}", file=sys.stderr)
+        return 1
+    seconds = time.monotonic() - started
+    verdict = "everything as it has to be" if good else "[bold red]not as it has to be: see the lines marked NO[/]"
+    console.print(f"{verdict}; {seconds:.0f} s; nothing is left behind")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
