@@ -13,6 +13,7 @@ from kiam.errors import UserError
 COMMANDS = {
     "agent": "run the node agent",
     "server": "run the server",
+    "dataplane": "install, remove, show or verify the redirect, without an agent",
     "health": "exit 0 if the server answers ok",
     "certs": "make an authority and certificates, for trying kiam out",
     "completion": "print a completion script for bash, zsh or fish",

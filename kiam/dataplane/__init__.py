@@ -132,8 +132,8 @@ class Dataplane(Protocol):
     def remove(self) -> None:
         """Take out all that is ours, whichever wanted state it was installed with; nothing there is fine."""
 
-    def inspect(self, wanted: WantedState) -> Inspection:
-        """Compare the kernel with the wanted state; changes nothing."""
+    def inspect(self, wanted: WantedState | None = None) -> Inspection:
+        """Compare the kernel with the wanted state; changes nothing. None: only tell what of ours is there."""
 
     def counters(self) -> Counters:
         """Read the counters; zeros where nothing is installed."""

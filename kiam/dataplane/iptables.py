@@ -129,10 +129,10 @@ class IptablesDataplane:
         for programs in families:
             self._remove_family(programs)
 
-    def inspect(self, wanted: WantedState) -> Inspection:
+    def inspect(self, wanted: WantedState | None = None) -> Inspection:
         """Compare both backends with the wanted state."""
-        backend = self._backend(wanted)
-        host_pods = _find_host_pods(wanted)
+        backend = None if wanted is None else self._backend(wanted)
+        host_pods = HostPods() if wanted is None else _find_host_pods(wanted)
         found: list[str] = []
         problems: list[str] = []
         anything = False
@@ -141,6 +141,8 @@ class IptablesDataplane:
             ours = [t for t in TABLES if own_hooks(ruleset.get(t, {})) or own_chains(ruleset.get(t, {}))]
             anything = anything or bool(ours)
             found += [f"{programs.save_program.removesuffix('-save')} {line}" for line in found_lines(ruleset)]
+            if wanted is None:
+                continue
             if programs.backend is not backend:
                 problems += [f"rules of ours in the other backend, {programs.backend}, table {table}" for table in ours]
                 continue
