@@ -1,0 +1,1 @@
+/* bcc includes <asm/page.h>; nothing in it is used. */

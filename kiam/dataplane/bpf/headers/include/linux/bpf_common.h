@@ -1,0 +1,1 @@
+/* bcc includes <linux/bpf_common.h>; nothing in it is used. */

@@ -1,0 +1,1 @@
+/* bcc includes <linux/log2.h>; nothing in it is used. */

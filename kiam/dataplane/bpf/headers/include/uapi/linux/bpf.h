@@ -1,0 +1,1 @@
+/* bcc includes <uapi/linux/bpf.h>; nothing in it is used. */

@@ -1,0 +1,1 @@
+/* bcc includes <uapi/linux/if_packet.h>; nothing in it is used. */

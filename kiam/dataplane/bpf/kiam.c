@@ -1,0 +1,291 @@
+// The programs of kiam's eBPF dataplane: cgroup hooks that send pods' connections for the instance metadata service to
+// the agent, and refuse everything else for it.
+//
+// Helpers, context fields and hooks are those of Linux 5.8; contexts are the kernel's user-space API, so the same
+// bytecode is right for every kernel and the headers beside this file are all it is compiled with.
+
+#include <linux/types.h>
+
+// Kubernetes nodes on EC2 are x86-64 or arm64, both little-endian.
+#define HTONL(value) __builtin_bswap32(value)
+#define HTONS(value) __builtin_bswap16(value)
+
+#define METADATA_IP4 HTONL(0xA9FEA9FE) // 169.254.169.254
+#define METADATA_IP6_0 HTONL(0xFD000EC2) // fd00:ec2::254
+#define METADATA_IP6_3 HTONL(0x00000254)
+#define MAPPED_IP6_2 HTONL(0x0000FFFF) // ::ffff:0:0/96, RFC 4291, 2.5.5.2
+#define METADATA_PORT HTONS(80)
+
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+#define SOCK_STREAM 1
+
+#define ALLOW 1
+#define REFUSE 0 // the caller sees EPERM
+
+#define MAX_POD_CGROUPS 4
+
+// What the counters mean: kiam.dataplane.ebpf.state names them in this order.
+enum count {
+    REDIRECTS,
+    OTHER_PORT,
+    OTHER_PROTOCOL,
+    IPV6,
+    HOST_NETWORK,
+    BYPASS,
+    COUNTS,
+};
+
+enum host_network {
+    HOST_NETWORK_IGNORE,
+    HOST_NETWORK_DENY,
+    HOST_NETWORK_REDIRECT,
+};
+
+struct cgroup_place {
+    u64 id;
+    u32 level;
+    u32 used;
+};
+
+// kiam.dataplane.ebpf.state packs this layout. Addresses and ports are in network byte order.
+struct config {
+    u64 host_netns;
+    u32 host_ip4;
+    u32 port;
+    u32 host_ip6[4];
+    u32 has_ip6;
+    u32 host_network;
+    struct cgroup_place agent;
+    struct cgroup_place pods[MAX_POD_CGROUPS];
+    u8 digest[16];
+};
+
+struct peer {
+    u32 ip[4];
+    u32 port;
+};
+
+BPF_ARRAY(kiam_config, struct config, 1);
+BPF_PERCPU_ARRAY(kiam_counters, u64, COUNTS);
+// Where a redirected socket really is connected to: getpeername answers for these only. The kernel frees the entry with
+// its socket.
+BPF_SK_STORAGE(kiam_peers, struct peer);
+// Asks an old kernel for the network namespace cookie of one socket: element 0 is the socket's cookie, 1 the answer.
+BPF_ARRAY(kiam_probe_map, u64, 2);
+
+enum origin { HOST, POD, HOST_NETWORK_POD };
+
+static inline void count(u32 what)
+{
+    u64 *counter = kiam_counters.lookup(&what);
+    if (counter)
+        *counter += 1;
+}
+
+static inline int is_below(struct cgroup_place *place)
+{
+    return place->used && bpf_get_current_ancestor_cgroup_id(place->level) == place->id;
+}
+
+// A pod has a network namespace that isn't the host's. One on the host network is below kubelet's cgroup, and isn't the
+// agent's own pod, which has to reach the real service.
+static inline int origin_of(struct bpf_sock_addr *ctx, struct config *config)
+{
+    if (bpf_get_netns_cookie(ctx) != config->host_netns)
+        return POD;
+    if (config->host_network == HOST_NETWORK_IGNORE || is_below(&config->agent))
+        return HOST;
+#pragma unroll
+    for (int i = 0; i < MAX_POD_CGROUPS; i++) {
+        if (is_below(&config->pods[i]))
+            return HOST_NETWORK_POD;
+    }
+    return HOST;
+}
+
+enum verdict { VERDICT_REFUSE, VERDICT_REDIRECT, VERDICT_HOST };
+
+static inline int decide(struct bpf_sock_addr *ctx, struct config *config)
+{
+    int origin = origin_of(ctx, config);
+    if (origin == HOST)
+        return VERDICT_HOST;
+    if (origin == HOST_NETWORK_POD && config->host_network == HOST_NETWORK_DENY) {
+        count(HOST_NETWORK);
+        return VERDICT_REFUSE;
+    }
+    if (ctx->type != SOCK_STREAM || (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_MPTCP)) {
+        count(OTHER_PROTOCOL);
+        return VERDICT_REFUSE;
+    }
+    if (ctx->user_port != METADATA_PORT) {
+        count(OTHER_PORT);
+        return VERDICT_REFUSE;
+    }
+    return VERDICT_REDIRECT;
+}
+
+static inline void remember(struct bpf_sock_addr *ctx, u32 a, u32 b, u32 c, u32 d, u32 port)
+{
+    struct peer *peer;
+    if (!ctx->sk)
+        return;
+    peer = kiam_peers.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (!peer)
+        return;
+    peer->ip[0] = a;
+    peer->ip[1] = b;
+    peer->ip[2] = c;
+    peer->ip[3] = d;
+    peer->port = port;
+}
+
+static inline struct config *the_config(void)
+{
+    u32 zero = 0;
+    return kiam_config.lookup(&zero);
+}
+
+int kiam_connect4(struct bpf_sock_addr *ctx)
+{
+    struct config *config;
+    int verdict;
+
+    if (ctx->user_ip4 != METADATA_IP4)
+        return ALLOW;
+    config = the_config();
+    if (!config)
+        return REFUSE;
+    verdict = decide(ctx, config);
+    if (verdict == VERDICT_HOST)
+        return ALLOW;
+    if (verdict == VERDICT_REFUSE)
+        return REFUSE;
+    remember(ctx, config->host_ip4, 0, 0, 0, config->port);
+    ctx->user_ip4 = config->host_ip4;
+    ctx->user_port = config->port;
+    count(REDIRECTS);
+    return ALLOW;
+}
+
+static inline int is_mapped(struct bpf_sock_addr *ctx)
+{
+    return ctx->user_ip6[0] == 0 && ctx->user_ip6[1] == 0 && ctx->user_ip6[2] == MAPPED_IP6_2 &&
+           ctx->user_ip6[3] == METADATA_IP4;
+}
+
+static inline int is_metadata6(struct bpf_sock_addr *ctx)
+{
+    return ctx->user_ip6[0] == METADATA_IP6_0 && ctx->user_ip6[1] == 0 && ctx->user_ip6[2] == 0 &&
+           ctx->user_ip6[3] == METADATA_IP6_3;
+}
+
+int kiam_connect6(struct bpf_sock_addr *ctx)
+{
+    struct config *config;
+    int verdict;
+    int mapped = is_mapped(ctx);
+
+    if (!mapped && !is_metadata6(ctx))
+        return ALLOW;
+    config = the_config();
+    if (!config)
+        return REFUSE;
+    verdict = decide(ctx, config);
+    if (verdict == VERDICT_HOST)
+        return ALLOW;
+    if (verdict == VERDICT_REFUSE)
+        return REFUSE;
+    if (mapped) {
+        remember(ctx, 0, 0, MAPPED_IP6_2, config->host_ip4, config->port);
+        ctx->user_ip6[3] = config->host_ip4;
+    } else {
+        if (!config->has_ip6) {
+            count(IPV6);
+            return REFUSE;
+        }
+        remember(ctx, config->host_ip6[0], config->host_ip6[1], config->host_ip6[2], config->host_ip6[3], config->port);
+        ctx->user_ip6[0] = config->host_ip6[0];
+        ctx->user_ip6[1] = config->host_ip6[1];
+        ctx->user_ip6[2] = config->host_ip6[2];
+        ctx->user_ip6[3] = config->host_ip6[3];
+    }
+    ctx->user_port = config->port;
+    count(REDIRECTS);
+    return ALLOW;
+}
+
+// A datagram to a metadata address has no business with the agent, whatever its port.
+static inline int decide_datagram(struct bpf_sock_addr *ctx)
+{
+    struct config *config = the_config();
+    int origin;
+    if (!config)
+        return REFUSE;
+    origin = origin_of(ctx, config);
+    if (origin == HOST)
+        return ALLOW;
+    if (origin == HOST_NETWORK_POD && config->host_network == HOST_NETWORK_DENY)
+        count(HOST_NETWORK);
+    else
+        count(OTHER_PROTOCOL);
+    return REFUSE;
+}
+
+int kiam_sendmsg4(struct bpf_sock_addr *ctx)
+{
+    return ctx->user_ip4 == METADATA_IP4 ? decide_datagram(ctx) : ALLOW;
+}
+
+int kiam_sendmsg6(struct bpf_sock_addr *ctx)
+{
+    return is_mapped(ctx) || is_metadata6(ctx) ? decide_datagram(ctx) : ALLOW;
+}
+
+int kiam_getpeer4(struct bpf_sock_addr *ctx)
+{
+    struct peer *peer;
+    if (!ctx->sk)
+        return ALLOW;
+    peer = kiam_peers.sk_storage_get(ctx->sk, 0, 0);
+    if (peer && ctx->user_ip4 == peer->ip[0] && ctx->user_port == peer->port) {
+        ctx->user_ip4 = METADATA_IP4;
+        ctx->user_port = METADATA_PORT;
+    }
+    return ALLOW;
+}
+
+int kiam_getpeer6(struct bpf_sock_addr *ctx)
+{
+    struct peer *peer;
+    if (!ctx->sk)
+        return ALLOW;
+    peer = kiam_peers.sk_storage_get(ctx->sk, 0, 0);
+    if (!peer || ctx->user_port != peer->port || ctx->user_ip6[0] != peer->ip[0] || ctx->user_ip6[1] != peer->ip[1] ||
+        ctx->user_ip6[2] != peer->ip[2] || ctx->user_ip6[3] != peer->ip[3])
+        return ALLOW;
+    if (peer->ip[0] == 0 && peer->ip[1] == 0 && peer->ip[2] == MAPPED_IP6_2) {
+        ctx->user_ip6[3] = METADATA_IP4;
+    } else {
+        ctx->user_ip6[0] = METADATA_IP6_0;
+        ctx->user_ip6[1] = 0;
+        ctx->user_ip6[2] = 0;
+        ctx->user_ip6[3] = METADATA_IP6_3;
+    }
+    ctx->user_port = METADATA_PORT;
+    return ALLOW;
+}
+
+int kiam_probe(struct bpf_sock_addr *ctx)
+{
+    u32 first = 0;
+    u32 second = 1;
+    u64 *wanted = kiam_probe_map.lookup(&first);
+    u64 cookie;
+    if (wanted && *wanted == bpf_get_socket_cookie(ctx)) {
+        cookie = bpf_get_netns_cookie(ctx);
+        kiam_probe_map.update(&second, &cookie);
+    }
+    return ALLOW;
+}

@@ -1,0 +1,124 @@
+"""The eBPF dataplane: programs on the root cgroup's connect hooks send pods' connections to the agent.
+
+No packet is rewritten: a pod's socket connects to the agent itself, from the pod's own address, and is told that it is
+connected to 169.254.169.254. See kiam.dataplane.ebpf.guard for packets that never called connect.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from kiam.dataplane import Condition, Counters, Inspection, WantedState
+from kiam.dataplane.ebpf import bpf, node
+from kiam.dataplane.ebpf.guard import TABLE, Guard
+from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps, read_configs
+from kiam.dataplane.ebpf.loader import request
+from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, HOOKS, REDIRECTS, Config, differences
+from kiam.errors import UserError
+
+_LOADER_SECONDS = 60.0
+
+
+class EbpfDataplane:
+    """Redirects in the socket layer. Pods are told from the host by network namespace; the interface pattern plays no
+    part, neither in the redirect nor in the guard, which covers every interface but ``lo``.
+    """
+
+    name = "ebpf"
+
+    def __init__(self, cgroup: Path | None = None) -> None:
+        """``cgroup``: attach there instead of to the hierarchy's root; processes outside it are not redirected."""
+        self._given_cgroup = cgroup
+
+    def install(self, wanted: WantedState) -> None:
+        """See Dataplane.install. Nothing is compiled when the kernel already holds the wanted state."""
+        node.require_capabilities()
+        cgroup = self._cgroup()
+        with open_cgroup(cgroup) as descriptor:
+            config = node.configuration(wanted, cgroup)
+            found = find_ours(descriptor)
+            agents = {known.agent for known in read_configs(found) if known is not None}
+            if not _problems(found, config) and (config.agent is None or agents == {config.agent}):
+                return
+        _run_loader(request(wanted, cgroup))
+
+    def remove(self) -> None:
+        """See Dataplane.remove."""
+        node.require_capabilities()
+        with open_cgroup(self._cgroup()) as descriptor:
+            detach_all(descriptor)
+        Guard().remove()
+
+    def inspect(self, wanted: WantedState) -> Inspection:
+        """See Dataplane.inspect."""
+        node.require_capabilities()
+        cgroup = self._cgroup()
+        with open_cgroup(cgroup) as descriptor:
+            ours = find_ours(descriptor)
+            guarded = Guard().is_present()
+            if not ours and not guarded:
+                return Inspection(Condition.ABSENT)
+            lines = [
+                f"{cgroup} {one.hook.removeprefix('kiam_')} id {one.program.program_id} {one.program.name} "
+                f"tag {one.program.tag} multi"
+                for one in ours
+            ]
+            lines += [f"table inet {TABLE}"] if guarded else []
+            problems = _problems(ours, node.configuration(wanted, cgroup))
+        return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, lines, problems)
+
+    def counters(self) -> Counters:
+        """See Dataplane.counters."""
+        redirects = 0
+        drops = dict.fromkeys(DROP_REASONS.values(), 0)
+        with open_cgroup(self._cgroup()) as descriptor, open_maps(find_ours(descriptor)) as maps:
+            counters = maps.get(COUNTERS_MAP)
+            if counters is not None:
+                redirects = bpf.sum_over_processors(counters, REDIRECTS)
+                drops = {reason: bpf.sum_over_processors(counters, index) for index, reason in DROP_REASONS.items()}
+        drops["bypass"] += Guard().dropped()
+        return Counters(redirects, drops)
+
+    def _cgroup(self) -> Path:
+        return self._given_cgroup or node.attach_point()
+
+
+def _problems(ours: list[Attachment], wanted: Config) -> list[str]:
+    problems = []
+    for hook in HOOKS:
+        number = sum(one.hook == hook for one in ours)
+        if number == 0:
+            problems.append(f"the program {hook} is not attached")
+        elif number > 1:
+            problems.append(f"the program {hook} is attached {number} times")
+    for found in read_configs(ours):
+        lines = ["the programs are another version's"] if found is None else differences(wanted, found)
+        problems += [line for line in lines if line not in problems]
+    if not Guard().is_right():
+        problems.append(f"the guard, nftables' table inet {TABLE}, is missing or changed")
+    return problems
+
+
+def _run_loader(line: str) -> None:
+    """Have a short-lived process compile, load and attach. Raises UserError."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kiam.dataplane.ebpf.loader"],
+            input=line,
+            capture_output=True,
+            text=True,
+            timeout=_LOADER_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"compiling and loading the eBPF programs took more than {_LOADER_SECONDS:.0f} s") from error
+    if done.returncode == 0:
+        return
+    try:
+        message = str(json.loads(done.stdout)["error"])
+    except (ValueError, KeyError):
+        raise RuntimeError(f"the eBPF loader failed with exit {done.returncode}:\n{done.stderr}") from None
+    raise UserError(message)

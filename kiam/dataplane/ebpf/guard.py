@@ -1,0 +1,136 @@
+"""The guard: drops what reaches the host from outside it for a metadata address.
+
+The cgroup hooks see connect and sendmsg. Packets that come from neither (raw and packet sockets of a container with
+NET_RAW, tunnels and TAP devices made in a pod, connections older than the programs) have to pass the host's network
+namespace on their way out, and that is where this rule sees them: on every interface but ``lo``, those of pods that
+start later included, with no process that has to keep up with them. The host's own packets don't come in on an
+interface, so they never meet it. It is an nftables table because it has to survive the agent without bpffs, on kernels
+older than the netfilter programs of Linux 6.4.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
+from kiam.errors import UserError
+
+TABLE = "kiam_ebpf"
+_FAMILY = "inet"
+_COUNTER = "bypass"
+_CHAIN = "guard"
+_PRIORITY = -310
+"""Ahead of NF_IP_PRI_RAW (-300), conntrack and every DNAT: nothing may rewrite the destination first."""
+_LOOPBACK = "lo"
+
+
+def _rule(protocol: str, address: str) -> dict[str, Any]:
+    return {
+        "family": _FAMILY,
+        "table": TABLE,
+        "chain": _CHAIN,
+        "expr": [
+            {"match": {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": _LOOPBACK}},
+            {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": "daddr"}}, "right": address}},
+            {"counter": _COUNTER},
+            {"drop": None},
+        ],
+    }
+
+
+def wanted_objects() -> list[dict[str, Any]]:
+    """The table's contents in libnftables' JSON (libnftables-json(5))."""
+    return [
+        {"counter": {"family": _FAMILY, "table": TABLE, "name": _COUNTER}},
+        {
+            "chain": {
+                "family": _FAMILY,
+                "table": TABLE,
+                "name": _CHAIN,
+                "type": "filter",
+                "hook": "prerouting",
+                "prio": _PRIORITY,
+                "policy": "accept",
+            }
+        },
+        {"rule": _rule("ip", str(METADATA_IPV4))},
+        {"rule": _rule("ip6", str(METADATA_IPV6))},
+    ]
+
+
+def _run(commands: list[dict[str, Any]]) -> tuple[int, dict[str, Any], str]:
+    # Imported here: the binding is Debian's, and only this part needs it.
+    try:
+        from nftables import Nftables
+    except ImportError as error:
+        raise UserError("nftables' Python binding is missing: install the Debian package python3-nftables") from error
+    nft = Nftables()
+    nft.set_numeric_prio_output(True)
+    status, output, message = nft.json_cmd({"nftables": commands})
+    return status, output if isinstance(output, dict) else {}, message
+
+
+def _change(commands: list[dict[str, Any]]) -> None:
+    status, _, message = _run(commands)
+    if status:
+        first = message.strip().splitlines()[0] if message.strip() else "no reason given"
+        raise UserError(f"nftables refused the guard of the eBPF dataplane: {first}")
+
+
+def _listed() -> list[dict[str, Any]]:
+    status, output, _ = _run([{"list": {"table": {"family": _FAMILY, "name": TABLE}}}])
+    return [] if status else [one for one in output.get("nftables", []) if "metainfo" not in one]
+
+
+def _essence(listed: list[dict[str, Any]]) -> list[str]:
+    volatile = {"handle", "packets", "bytes"}
+    return sorted(
+        json.dumps({kind: {key: value for key, value in fields.items() if key not in volatile}}, sort_keys=True)
+        for one in listed
+        for kind, fields in one.items()
+        if kind != "table"
+    )
+
+
+class Guard:
+    """The table in this thread's network namespace."""
+
+    def is_present(self) -> bool:
+        """Whether there is a table of ours, right or wrong."""
+        return bool(_listed())
+
+    def is_right(self) -> bool:
+        """Whether the table holds exactly what it has to."""
+        return _essence(_listed()) == _essence(wanted_objects())
+
+    def install(self) -> None:
+        """Make the table what it has to be, in one transaction; its counter goes on where it was. Raises UserError."""
+        listed = _listed()
+        if _essence(listed) == _essence(wanted_objects()):
+            return
+        table = {"table": {"family": _FAMILY, "name": TABLE}}
+        commands: list[dict[str, Any]] = [{"add": table}, {"delete": table}, {"add": table}]
+        for wanted in wanted_objects():
+            if "counter" in wanted:
+                packets, octets = self._counted(listed)
+                wanted = {"counter": {**wanted["counter"], "packets": packets, "bytes": octets}}
+            commands.append({"add": wanted})
+        _change(commands)
+
+    def remove(self) -> None:
+        """Delete the table if there is one."""
+        if self.is_present():
+            _change([{"delete": {"table": {"family": _FAMILY, "name": TABLE}}}])
+
+    def dropped(self) -> int:
+        """Packets dropped since the table was made."""
+        return self._counted(_listed())[0]
+
+    @staticmethod
+    def _counted(listed: list[dict[str, Any]]) -> tuple[int, int]:
+        for one in listed:
+            counter = one.get("counter")
+            if counter and counter.get("name") == _COUNTER:
+                return int(counter["packets"]), int(counter["bytes"])
+        return 0, 0
