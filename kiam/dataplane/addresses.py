@@ -11,16 +11,26 @@ from kiam.errors import UserError
 
 
 def is_local(address: IPv4Address | IPv6Address) -> bool:
-    """Whether this network namespace has the address. With ``ip_nonlocal_bind`` set, every address counts."""
+    """Whether this network namespace has the address.
+
+    Asked through routing, not by binding: a bind to any address works where ``ip_nonlocal_bind`` is set, and a packet to
+    one of its own addresses is the one packet a host sends from that same address.
+    """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
+            probe.connect((str(address), 9))
+            return str(probe.getsockname()[0]) == str(address)
     except OSError as error:
-        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL):
+        if error.errno in (
+            errno.ENETUNREACH,
+            errno.EHOSTUNREACH,
+            errno.EAFNOSUPPORT,
+            errno.EADDRNOTAVAIL,
+            errno.EACCES,
+        ):
             return False
         raise
-    return True
 
 
 def _require_unicast(address: IPv4Address | IPv6Address, flag: str) -> None:
