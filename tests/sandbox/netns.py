@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -109,26 +110,24 @@ class NetNs:
         """Start a command inside; ``options`` go to subprocess.Popen."""
         return subprocess.Popen(placed(argv, self.name, cgroup), **options)
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread that is inside; sockets it makes stay inside after it has returned."""
-        outcome: list[T] = []
-        failure: list[BaseException] = []
+    def call(self, function: Callable[..., T], *arguments: Any, cgroup: Path | None = None) -> T:
+        """Call a function in a thread that is inside; sockets it makes stay inside after it has returned.
 
-        def inside() -> None:
-            try:
-                with self.path.open() as handle:
-                    if _libc.setns(handle.fileno(), 0x40000000):  # CLONE_NEWNET
-                        raise OSError(ctypes.get_errno(), f"setns {self.name}")
-                outcome.append(function(*arguments))
-            except BaseException as error:  # handed on to the caller's thread
-                failure.append(error)
+        With ``cgroup``, which a thread can't enter alone, it is called in a forked process instead: what it returns or
+        raises is pickled, and its sockets end with it.
+        """
+        if cgroup is None:
+            return _in_thread(self._inside(function), arguments)
+        return _in_process(self._inside(function), arguments, cgroup)
 
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
-        return outcome[0]
+    def _inside(self, function: Callable[..., T]) -> Callable[..., T]:
+        def inside(*arguments: Any) -> T:
+            with self.path.open() as handle:
+                if _libc.setns(handle.fileno(), 0x40000000):  # CLONE_NEWNET
+                    raise OSError(ctypes.get_errno(), f"setns {self.name}")
+            return function(*arguments)
+
+        return inside
 
     def ip(self, *commands: str) -> None:
         """Run ``ip`` commands inside, one string each, in one process."""
@@ -142,6 +141,55 @@ class NetNs:
                 Path("/proc/sys/net", *key.split("__")).write_text(str(value))
 
         self.call(write)
+
+
+def _in_thread(function: Callable[..., T], arguments: Sequence[Any]) -> T:
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function(*arguments))
+        except BaseException as error:  # handed on to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _in_process(function: Callable[..., T], arguments: Sequence[Any], cgroup: Path) -> T:
+    forking = multiprocessing.get_context("fork")
+    receiver, sender = forking.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+            sender.send((True, function(*arguments)))
+        except BaseException as error:  # handed on to the caller's process
+            sender.send((False, error))
+        finally:
+            # No interpreter shutdown: the sandbox's own clean-up belongs to the parent.
+            os._exit(0)
+
+    process = forking.Process(target=run)
+    process.start()
+    sender.close()
+    try:
+        succeeded, result = receiver.recv()
+    except EOFError:
+        raise RuntimeError("the process inside the namespace ended without an answer") from None
+    finally:
+        receiver.close()
+        process.join()
+    if not succeeded:
+        assert isinstance(result, BaseException)
+        raise result
+    outcome: T = result
+    return outcome
 
 
 @dataclass(slots=True)

@@ -125,7 +125,8 @@ class Pod:
         timeout: float = 8.0,
     ) -> Answer:
         """Ask the metadata address over HTTP, from inside. Raises OSError if nothing answers."""
-        return self.net.netns.call(fetch, host, port, path, method, headers, body, timeout)
+        cgroup = self.box.pod_cgroup(self) if self.box.needs_cgroups else None
+        return self.net.netns.call(fetch, host, port, path, method, headers, body, timeout, cgroup=cgroup)
 
     def ask_ipv6(self, path: str, timeout: float = 8.0) -> Answer:
         """Ask the IPv6 metadata address."""
@@ -170,6 +171,9 @@ class NodeInABox:
         self.pods: dict[str, Pod] = {}
         self.server: Process | None = None
         self.agent: Process | None = None
+        self.server_flags: tuple[str, ...] = ()
+        """The further flags that the server was last started with."""
+        self.agent_flags: tuple[str, ...] = ()
 
     def __enter__(self) -> NodeInABox:
         with self._stack:
@@ -205,11 +209,22 @@ class NodeInABox:
 
     def ask_from_host(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Answer:
         """Ask instance metadata as the host's own processes do."""
-        return self.node.call(fetch, str(METADATA_IPV4), 80, path, method, headers)
+        cgroup = self.cgroup.system if self.needs_cgroups else None
+        return self.node.call(fetch, str(METADATA_IPV4), 80, path, method, headers, cgroup=cgroup)
 
     def ask_agent(self, path: str, timeout: float = 8.0) -> Answer:
         """Ask the agent on the node's address, from the node."""
         return self.node.call(fetch, str(NODE_IPV4), AGENT_PORT, path, "GET", None, None, timeout)
+
+    @property
+    def needs_cgroups(self) -> bool:
+        """Whether the dataplane works by cgroup, so that even a single request has to come out of the right one."""
+        return self.dataplane == "ebpf"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What kiam's own processes need to take this box's cgroup for the machine's."""
+        return {"KIAM_EBPF_CGROUP": str(self.cgroup.root)}
 
     def leftovers(self) -> list[str]:
         """What of this box still exists; after leaving it, nothing should."""
@@ -284,6 +299,7 @@ class NodeInABox:
         if self.server is not None:
             self.server.stop()
         files = self.pki.server
+        self.server_flags = flags
         self.server = self._start(
             "server",
             *("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca)),
@@ -302,6 +318,7 @@ class NodeInABox:
         if self.agent is not None:
             self.agent.stop()
         files = self.pki.agent
+        self.agent_flags = flags
         self.agent = self._start(
             "agent",
             *("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca)),
@@ -333,13 +350,15 @@ class NodeInABox:
             self.directory / f"{command}-{self._started}.log",
             netns=self.node.name,
             cgroup=self.cgroup.system,
-            env=environment,
+            env={**self.environment, **(environment or {})},
             cpus=cpus,
         )
 
     def kiam(self, *arguments: str, timeout: float = 60.0) -> Any:
         """Run any other ``kiam`` command on the node to its end; a CompletedProcess."""
-        return self.node.run(*KIAM, *arguments, check=False, timeout=timeout, cgroup=self.cgroup.system)
+        words = [f"{name}={value}" for name, value in self.environment.items()]
+        command = ("env", *words, *KIAM, *arguments)
+        return self.node.run(*command, check=False, timeout=timeout, cgroup=self.cgroup.system)
 
     def health(self, *flags: str) -> int:
         """``kiam health`` on the node: its exit code."""

@@ -52,7 +52,7 @@ class EbpfDataplane:
             detach_all(descriptor)
         Guard().remove()
 
-    def inspect(self, wanted: WantedState) -> Inspection:
+    def inspect(self, wanted: WantedState | None = None) -> Inspection:
         """See Dataplane.inspect."""
         node.require_capabilities()
         cgroup = self._cgroup()
@@ -67,7 +67,7 @@ class EbpfDataplane:
                 for one in ours
             ]
             lines += [f"table inet {TABLE}"] if guarded else []
-            problems = _problems(ours, node.configuration(wanted, cgroup))
+            problems = [] if wanted is None else _problems(ours, node.configuration(wanted, cgroup))
         return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, lines, problems)
 
     def counters(self) -> Counters:

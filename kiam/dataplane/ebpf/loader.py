@@ -44,6 +44,7 @@ def request(wanted: WantedState, cgroup: Path) -> str:
             "port": wanted.port,
             "interface": str(wanted.interface),
             "host_network": wanted.host_network.value,
+            "agent_cgroup": wanted.agent_cgroup,
         }
     )
 
@@ -58,6 +59,7 @@ def parse_request(line: str) -> tuple[WantedState, Path]:
         interface=InterfacePattern.parse(fields["interface"]),
         host_address6=None if address6 is None else IPv6Address(address6),
         host_network=HostNetwork(fields["host_network"]),
+        agent_cgroup=fields["agent_cgroup"],
     )
     return wanted, Path(fields["cgroup"])
 

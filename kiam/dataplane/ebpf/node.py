@@ -10,7 +10,14 @@ import struct
 from pathlib import Path
 
 from kiam.dataplane import HostNetwork, WantedState
-from kiam.dataplane.cgroups import find_cgroup2_root, find_pod_cgroups, own_pod_cgroup, require_pod_cgroups
+from kiam.dataplane.cgroups import (
+    Cgroup,
+    find_cgroup2_root,
+    find_pod_cgroups,
+    named_cgroup,
+    own_pod_cgroup,
+    require_pod_cgroups,
+)
 from kiam.dataplane.ebpf.state import MAX_POD_CGROUPS, CgroupPlace, Config, source_digest
 from kiam.errors import UserError
 
@@ -82,10 +89,15 @@ def pod_cgroups(cgroup: Path, required: bool) -> tuple[CgroupPlace, ...]:
     return tuple(CgroupPlace(place.cgroup_id, place.level) for place in found)
 
 
+def _agent_cgroup(wanted: WantedState) -> Cgroup | None:
+    root = find_cgroup2_root()
+    return own_pod_cgroup(root) if wanted.agent_cgroup is None else named_cgroup(root, wanted.agent_cgroup)
+
+
 def configuration(wanted: WantedState, cgroup: Path) -> Config:
     """What the programs have to be told here and now. Raises UserError."""
     host_network_matters = wanted.host_network is not HostNetwork.IGNORE
-    agent = own_pod_cgroup(find_cgroup2_root()) if host_network_matters else None
+    agent = _agent_cgroup(wanted) if host_network_matters else None
     return Config(
         host_netns=netns_cookie(),
         host_address=wanted.host_address,
