@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ class Case:
     """One parameter set to another value."""
 
     value: object
-    fields: dict[str, object]
+    fields: Mapping[str, object]
     """Exactly what must differ from the rendering without it, as :func:`tests.deploy.chart.changes` names it."""
     context: Values = field(default_factory=dict)
     """Values both renderings have, for a parameter that means something only together with others."""
@@ -29,12 +30,17 @@ INIT_CONTAINER = f"{AGENT_POD}.initContainers[kiam-dataplane]"
 PEM = "LS0tLS1CRUdJTiBURVNUCg=="
 
 
-def _agent_arg(flag: str, value: str | None, *gone: str) -> dict[str, object]:
-    return {f"{AGENT_CONTAINER}.args[--{flag}]": value} | {f"{AGENT_CONTAINER}.args[--{name}]": None for name in gone}
+def _args(container: str, flag: str, value: str, gone: tuple[str, ...]) -> dict[str, object]:
+    fields: dict[str, object] = {f"{container}.args[--{name}]": None for name in gone}
+    return fields | {f"{container}.args[--{flag}]": value}
 
 
-def _server_arg(flag: str, value: str | None, *gone: str) -> dict[str, object]:
-    return {f"{SERVER_CONTAINER}.args[--{flag}]": value} | {f"{SERVER_CONTAINER}.args[--{name}]": None for name in gone}
+def _agent_arg(flag: str, value: str, *gone: str) -> dict[str, object]:
+    return _args(AGENT_CONTAINER, flag, value, gone)
+
+
+def _server_arg(flag: str, value: str, *gone: str) -> dict[str, object]:
+    return _args(SERVER_CONTAINER, flag, value, gone)
 
 
 def _probe(container: str, probe: str, parameter: str, value: int) -> dict[str, Case]:
@@ -46,6 +52,16 @@ def _health(flag: str, value: str) -> dict[str, object]:
     return {
         f"{SERVER_CONTAINER}.{probe}.exec.command[--{flag}]": value for probe in ("livenessProbe", "readinessProbe")
     }
+
+
+def _bound_to(half: str, account: str) -> dict[str, object]:
+    """The role bindings' subjects when the service account's name changes. Agents have no rights at all."""
+    fields: dict[str, object] = {}
+    for binding in ("ClusterRoleBinding/kiam-read", "ClusterRoleBinding/kiam-write") if half == "server" else ():
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
+        fields |= {f"{binding} subjects[{account}].{key}": value for key, value in subject.items()}
+        fields |= {f"{binding} subjects[kiam-server].{key}": None for key in subject}
+    return fields
 
 
 def _of_both(half: str) -> dict[str, Case]:
@@ -159,26 +175,19 @@ def _of_both(half: str) -> dict[str, Case]:
     else:
         for name, flag in (("caFileName", "ca"), ("certFileName", "cert"), ("keyFileName", "key")):
             case = cases[f"tlsCerts.{name}"]
-            cases[f"tlsCerts.{name}"] = Case(case.value, case.fields | _health(flag, f"/etc/kiam/tls/{case.value}"))
+            cases[f"tlsCerts.{name}"] = Case(
+                case.value, {**case.fields, **_health(flag, f"/etc/kiam/tls/{case.value}")}
+            )
     result = {f"{half}.{name}": case for name, case in cases.items()}
     accounts = f"serviceAccounts.{half}"
-    bound = [f"ClusterRoleBinding/kiam-{kind} subjects[kiam-server].name" for kind in ("read", "write")]
-    moved = {
-        path.replace("[kiam-server]", f"[{name}]"): value
-        for path in (bound if half == "server" else [])
-        for name, value in (("mine", "mine"), ("kiam-server", None))
-    }
-    # The subjects are keyed by name, so all their fields move when it changes.
-    for path in list(moved):
-        for other, value in (("kind", "ServiceAccount"), ("namespace", "kube-system")):
-            moved[path.removesuffix("name") + other] = value if "[mine]" in path else None
-    default = {
-        path.replace("[mine]", "[default]"): "default" if value == "mine" else value for path, value in moved.items()
-    }
     return result | {
-        f"{accounts}.create": Case(False, {f"ServiceAccount/kiam-{half}": None, account: "default"} | default),
+        f"{accounts}.create": Case(
+            False, {f"ServiceAccount/kiam-{half}": None, account: "default"} | _bound_to(half, "default")
+        ),
         f"{accounts}.name": Case(
-            "mine", {f"ServiceAccount/kiam-{half}": None, "ServiceAccount/mine": True, account: "mine"} | moved
+            "mine",
+            {f"ServiceAccount/kiam-{half}": None, "ServiceAccount/mine": True, account: "mine"}
+            | _bound_to(half, "mine"),
         ),
         f"{accounts}.annotations": Case({"a": "b"}, {f"ServiceAccount/kiam-{half} metadata.annotations.a": "b"}),
     }

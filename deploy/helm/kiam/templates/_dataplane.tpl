@@ -22,7 +22,8 @@
       fieldPath: spec.nodeName
 {{- end -}}
 
-{{/* The root file system is read-only: /tmp is what a process may write to. */}}
+{{/* The root file system is read-only: /tmp is what a process may write to. eBPF needs no bpffs: its programs stay attached
+     to the cgroup. */}}
 {{- define "kiam.dataplane.mounts" -}}
 - name: tmp
   mountPath: /tmp
@@ -30,11 +31,6 @@
 {{- if eq $dataplane "iptables" }}
 - name: xtables
   mountPath: /run/xtables.lock
-{{- end }}
-{{- if eq $dataplane "ebpf" }}
-- name: bpffs
-  mountPath: /sys/fs/bpf
-  mountPropagation: HostToContainer
 {{- end }}
 {{- if include "kiam.needsCgroups" . }}
 - name: cgroup
@@ -55,12 +51,6 @@
   hostPath:
     path: /run/xtables.lock
     type: FileOrCreate
-{{- end }}
-{{- if eq $dataplane "ebpf" }}
-- name: bpffs
-  hostPath:
-    path: /sys/fs/bpf
-    type: Directory
 {{- end }}
 {{- if include "kiam.needsCgroups" . }}
 - name: cgroup

@@ -173,13 +173,24 @@ yes
 {{- end -}}
 {{- end -}}
 
+{{/* Whether the rules name cgroups, which the kernel looks up from the root of the caller's cgroup namespace: to enter
+     the host's, a container sees the host's processes and has two capabilities more. eBPF does without. */}}
+{{- define "kiam.needsHostCgroupNamespace" -}}
+{{- if and (has (include "kiam.dataplane" .) (list "iptables" "nftables")) (ne .Values.agent.hostNetworkPods "ignore") -}}
+yes
+{{- end -}}
+{{- end -}}
+
 {{/* The capabilities the chosen dataplane needs, and none else:
-     NET_ADMIN to change rules and attach programs; NET_RAW because iptables-legacy works through a raw socket; BPF to
-     load programs, and PERFMON because the verifier allows some of what they do only with it; NET_BIND_SERVICE for a
-     port below 1024. */}}
+     NET_ADMIN to change rules and attach programs; NET_RAW because iptables-legacy works through a raw socket; SYS_ADMIN
+     for eBPF, because opening a program by its number takes it (BPF and PERFMON are part of it); SYS_ADMIN and SYS_PTRACE to
+     find and enter the host's cgroup namespace; NET_BIND_SERVICE for a port below 1024. */}}
 {{- define "kiam.agent.capabilities" -}}
-{{- $byDataplane := dict "none" list "iptables" (list "NET_ADMIN" "NET_RAW") "nftables" (list "NET_ADMIN") "ebpf" (list "NET_ADMIN" "BPF" "PERFMON") -}}
+{{- $byDataplane := dict "none" list "iptables" (list "NET_ADMIN" "NET_RAW") "nftables" (list "NET_ADMIN") "ebpf" (list "NET_ADMIN" "SYS_ADMIN") -}}
 {{- $capabilities := get $byDataplane (include "kiam.dataplane" .) -}}
+{{- if include "kiam.needsHostCgroupNamespace" . -}}
+{{- $capabilities = concat $capabilities (list "SYS_ADMIN" "SYS_PTRACE") -}}
+{{- end -}}
 {{- if lt (int .Values.agent.host.port) 1024 -}}
 {{- $capabilities = append $capabilities "NET_BIND_SERVICE" -}}
 {{- end -}}
