@@ -1,0 +1,1 @@
+"""The agent: answers pods of one node that ask for instance metadata."""

@@ -1,0 +1,153 @@
+"""The gRPC channel to the server, made anew when the certificates change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import grpc
+from grpc import aio
+
+from kiam.agent.settings import ServerSettings
+from kiam.rpc import kiam_pb2_grpc
+from kiam.tls import TLSMaterial
+from kiam.tls.diagnosis import explain_failure
+from kiam.tls.reload import TLSReloader
+
+log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 30.0
+"""How long calls on a channel with old certificates may take to finish: longer than any unary call lives."""
+_EXPLAIN_AFTER = 2.0
+"""Seconds without a connection until the log says why."""
+_EXPLAIN_EVERY = 60.0
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return max(1, round(duration.total_seconds() * 1000))
+
+
+def channel_options(settings: ServerSettings) -> list[tuple[str, int | str]]:
+    """gRPC channel arguments (grpc/impl/channel_arg_names.h)."""
+    return [
+        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_time)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
+        ("grpc.keepalive_permit_without_calls", int(settings.keepalive_without_calls)),
+        # The default of 2 would end the pings on a stream that says nothing for long.
+        ("grpc.http2.max_pings_without_data", 0),
+        # A restarted server is back within a second; gRPC's own back-off would grow to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        # A headless Service gets new addresses at every rollout; the default waits 30 s between look-ups.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
+        ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+        # Connections are shared between channels otherwise, and with them the certificates of the first.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Pods' requests go to the server of --server-address and nowhere else.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+class ServerClient:
+    """A channel to ``--server-address``: every address the name has, round robin, mutual TLS.
+
+    ``stub`` and ``channel`` are those of the newest certificates: take them anew for each call.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        reloader: TLSReloader,
+        interceptors: Sequence[aio.ClientInterceptor] = (),
+        server_unverified: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``server_unverified`` is told when the server's certificate, or ours in its eyes, is not accepted."""
+        self._settings = settings
+        self._reloader = reloader
+        self._interceptors = list(interceptors)
+        self._server_unverified = server_unverified
+        self._closing: set[asyncio.Task[None]] = set()
+        self._swapped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open(reloader.material)
+
+    def _open(self, material: TLSMaterial) -> None:
+        address = self._settings.address
+        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
+        self.channel = aio.secure_channel(
+            address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{address}",
+            credentials,
+            options=channel_options(self._settings),
+            interceptors=self._interceptors,
+        )
+        self.stub = kiam_pb2_grpc.KiamServiceStub(self.channel)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a connection is up right now; looking starts connecting if nothing else did."""
+        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
+    @property
+    def swapped(self) -> asyncio.Future[None]:
+        """Done when this channel has been replaced by one with newer certificates."""
+        return self._swapped
+
+    async def run(self) -> None:
+        """Follow the certificate files, and say in the log how the connection fares. Runs until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reloader.watch(self.swap))
+            tasks.create_task(self._report())
+
+    def swap(self) -> None:
+        """Take the reloader's material into use: calls go to a new channel, those under way finish on the old one."""
+        old, swapped = self.channel, self._swapped
+        self._open(self._reloader.material)
+        self._swapped = asyncio.get_running_loop().create_future()
+        swapped.set_result(None)
+        task = asyncio.create_task(old.close(_DRAIN_SECONDS))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """End all calls."""
+        for task in self._closing:
+            task.cancel()
+        await self.channel.close()
+
+    async def _report(self) -> None:
+        """Log the connection's ups and downs; a failure with its reason, found by a handshake of our own.
+
+        gRPC tells its users "failed to connect to all addresses" for a wrong host name, a foreign CA and an expired
+        certificate alike.
+        """
+        loop = asyncio.get_running_loop()
+        address = self._settings.address
+        connected = False
+        down_since = loop.time()
+        explained_at = float("-inf")
+        while True:
+            channel, now = self.channel, loop.time()
+            state = channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                if not connected:
+                    log.info("connected to the server at %s", address)
+                connected = True
+            else:
+                if connected:
+                    log.warning("connection to the server at %s lost", address)
+                    connected, down_since = False, now
+                if now - down_since >= _EXPLAIN_AFTER and now - explained_at >= _EXPLAIN_EVERY:
+                    explained_at = now
+                    reason = await asyncio.to_thread(explain_failure, address, self._settings.tls)
+                    if reason and self.channel.get_state() is not grpc.ChannelConnectivity.READY:
+                        log.error("no connection to the server at %s: %s", address, reason)
+                        if "certificate" in reason:
+                            self._server_unverified()
+                    elif not reason:
+                        log.error("no connection to the server at %s yet", address)
+            watch = asyncio.ensure_future(channel.wait_for_state_change(state))
+            # Woken by the channel, by its replacement, and now and then for the explanation.
+            await asyncio.wait({watch, self._swapped}, timeout=_EXPLAIN_AFTER, return_when=asyncio.FIRST_COMPLETED)
+            watch.cancel()

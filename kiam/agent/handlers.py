@@ -1,0 +1,182 @@
+"""What is answered to which request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from time import time
+from typing import TypeVar
+
+from aiohttp import web
+
+from kiam.agent.connection import Connection
+from kiam.agent.failures import MethodNotAllowed, NoRole, RequestFailure, TooManyWaiting
+from kiam.agent.identities import REQUEST_BUDGET, PodIdentities
+from kiam.agent.metrics import AgentMetrics, HandlerMetrics
+from kiam.agent.passing_on import PassingOn
+from kiam.agent.paths import Target, normalise_address, parse_target, query_value
+from kiam.agent.settings import Limits
+from kiam.agent.upstream import InstanceMetadata
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_READS = "GET, HEAD"
+_TEXT = "text/plain; charset=utf-8"
+# Targets repeat: every SDK of every pod asks the same few. Refusals raise, and are not kept.
+_parse = lru_cache(maxsize=1024)(parse_target)
+
+
+class Handlers:
+    """The agent's HTTP surface: ``/ping``, ``/health``, the credential paths, and passing on the rest."""
+
+    def __init__(
+        self,
+        identities: PodIdentities,
+        passing_on: PassingOn,
+        instance_metadata: InstanceMetadata,
+        metrics: AgentMetrics,
+        limits: Limits,
+        allow_ip_query: bool,
+    ) -> None:
+        self._identities = identities
+        self._passing_on = passing_on
+        self._instance_metadata = instance_metadata
+        self._metrics = metrics
+        self._limits = limits
+        self._allow_ip_query = allow_ip_query
+        self._waiting: dict[str, int] = {}
+        self.draining = False
+        """Set when the agent stops: each connection is closed with its next answer."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        started = asyncio.get_running_loop().time()
+        meter: HandlerMetrics | None = self._metrics.proxy
+        try:
+            target = _parse(request._message.path)
+            if target.is_credentials:
+                meter = self._metrics.credentials if target.role else self._metrics.role_name
+                answer = await self._credential_path(request, target, started)
+            elif target.path == "/ping":
+                meter = None
+                _require_read(request)
+                answer = _text("pong")
+            elif target.path == "/health":
+                meter = self._metrics.health
+                _require_read(request)
+                answer = await self._health(target, started)
+            else:
+                if self._passing_on.refuses(request, target):
+                    self._metrics.proxy_blocked.inc()
+                answer = await self._queue(request, lambda: self._passing_on.handle(request, target))
+        except RequestFailure as failure:
+            answer = self._refusal(request, failure, meter)
+        if meter is not None:
+            meter.answered(answer.status, asyncio.get_running_loop().time() - started)
+        if self.draining and not answer.prepared:
+            answer.force_close()
+        return answer
+
+    async def _credential_path(self, request: web.BaseRequest, target: Target, started: float) -> web.StreamResponse:
+        _require_read(request)
+        role = target.role
+        if role is None:
+            location = f"{target.path}/?{target.query}" if target.query else f"{target.path}/"
+            return web.Response(status=301, headers={"Location": location})
+        address = self._client(request, target)
+        deadline = started + REQUEST_BUDGET
+        identities = self._identities
+        if role:
+            body = identities.credentials_now(address, role)
+            if body is None:
+                body = await self._queue(request, lambda: identities.credentials(address, role, deadline))
+        else:
+            body = identities.role_now(address)
+            if body is None:
+                body = await self._queue(request, lambda: identities.role(address, deadline))
+        return web.Response(body=body, headers={"Content-Type": _TEXT})
+
+    async def _health(self, target: Target, started: float) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout_at(started + REQUEST_BUDGET):
+                if query_value(target.query, "deep"):
+                    message = await self._identities.server_health(started + REQUEST_BUDGET)
+                    if message != "ok":
+                        return _text(f"the server says: {message}", 500)
+                answer = _text(await self._instance_metadata.instance_id())
+        except RequestFailure as failure:
+            answer = _text(failure.line, 500)
+        except TimeoutError:
+            answer = _text("not checked in time", 500)
+        alone = self._identities.alone_since()
+        # The body is the conventional agent's; whether we are on our own goes beside it.
+        answer.headers["Kiam-Server"] = "connected" if alone is None else f"away for {time() - alone:.0f} s"
+        return answer
+
+    def _client(self, request: web.BaseRequest, target: Target) -> str:
+        """Who asks: the peer of the TCP connection. A pod can't forge it without owning the address."""
+        if self._allow_ip_query and target.query and (address := query_value(target.query, "ip")):
+            return normalise_address(address)
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        return connection.client_address
+
+    async def _queue(self, request: web.BaseRequest, ask: Callable[[], Awaitable[T]]) -> T:
+        """Have a request wait for its answer, unless too many of the same client do."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        client = connection.client_address
+        waiting = self._waiting.get(client, 0)
+        if waiting >= self._limits.waiting:
+            self._metrics.refused_connections.labels("too many waiting").inc()
+            raise TooManyWaiting("too many requests of yours are waiting; try again")
+        self._waiting[client] = waiting + 1
+        try:
+            return await ask()
+        finally:
+            if self._waiting[client] == 1:
+                del self._waiting[client]
+            else:
+                self._waiting[client] -= 1
+
+    def _refusal(self, request: web.BaseRequest, failure: RequestFailure, meter: HandlerMetrics | None) -> web.Response:
+        metrics = self._metrics
+        if meter is metrics.credentials:
+            meter.fetch_error.inc()
+        elif meter is metrics.role_name:
+            (meter.empty_role if isinstance(failure, NoRole) else meter.find_role_error).inc()
+        answer = _text(failure.line + "\n", failure.status)
+        if failure.retry_after is not None:
+            answer.headers["Retry-After"] = str(failure.retry_after)
+        if isinstance(failure, MethodNotAllowed):
+            answer.headers["Allow"] = failure.allowed
+        log.log(
+            logging.DEBUG if failure.status == 404 else logging.WARNING,
+            "%s %s refused: %s",
+            request.method,
+            printable(request._message.path),
+            failure,
+            extra={"pod.ip": getattr(request.protocol, "client_address", "")},
+        )
+        return answer
+
+
+def printable(text: str) -> str:
+    """Text from a pod as it may stand in a log: on one line, and not endless."""
+    return text[:200].encode("ascii", "backslashreplace").decode().translate(_VISIBLE)
+
+
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
+
+
+def _text(line: str, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=line.encode(), headers={"Content-Type": _TEXT})
+
+
+def _require_read(request: web.BaseRequest) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed(_READS)

@@ -1,0 +1,68 @@
+"""The agent's port: how an old and a new agent share it while one takes over from the other."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+from kiam.errors import UserError
+
+_BACKLOG = 1024
+# asm-generic/socket.h; Python's socket module has no name for it.
+_SO_ATTACH_REUSEPORT_CBPF = 51
+# linux/bpf_common.h: BPF_RET | BPF_K.
+_BPF_RETURN_CONSTANT = 0x06
+
+
+def listen(port: int) -> socket.socket:
+    """Listen on a port of every address, IPv4 and (where the node has it) IPv6.
+
+    With SO_REUSEPORT, so that a new agent can start before the old one has stopped; the kernel lets only processes of
+    the same user share a port, so no pod can join. Raises UserError when somebody else has it.
+    """
+    dual = socket.has_dualstack_ipv6()
+    sock = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if dual:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setblocking(False)
+        sock.bind(("::" if dual else "0.0.0.0", port))  # noqa: S104  # as the conventional agent; pods come from anywhere
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port: port {port} is in use by another program; stop it or choose another") from error
+        raise UserError(f"--port: can't listen on port {port}: {error.strerror}") from error
+    return sock
+
+
+def steer_away(sock: socket.socket) -> None:
+    """Have the kernel hand new connections to the port's other listener, if there is one.
+
+    Closing a listener resets the connections that wait in its queue, so it must stop getting any first. A classic BPF
+    program chooses the listener of a SO_REUSEPORT group by its index: the oldest is 0, and when it goes, the last takes
+    its place. This one always says 1. While there is only one listener there is no 1, and the kernel falls back to
+    its usual choice (net/core/sock_reuseport.c, reuseport_select_sock), so the program does no harm when it is left
+    on the group. Needs no privilege; Linux 4.5.
+    """
+    instruction = ctypes.create_string_buffer(struct.pack("=HBBI", _BPF_RETURN_CONSTANT, 0, 0, 1))
+    # struct sock_fprog (linux/filter.h): how many instructions, and where they are.
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def is_served(port: int) -> bool:
+    """Whether somebody listens on the port of this machine: another agent, as far as anyone can tell."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.settimeout(1.0)
+                probe.connect((address, port))
+                return True
+        except OSError:
+            continue
+    return False

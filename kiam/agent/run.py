@@ -1,0 +1,125 @@
+"""The agent's life: start, take over, serve, hand over, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from kiam.agent.client import ServerClient
+from kiam.agent.connection import PodServer
+from kiam.agent.handlers import Handlers
+from kiam.agent.identities import REQUEST_BUDGET
+from kiam.agent.listener import is_served, listen, steer_away
+from kiam.agent.metrics import AgentMetrics
+from kiam.agent.passing_on import PassingOn, RouteFilter
+from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
+from kiam.agent.settings import AgentSettings
+from kiam.agent.unary import UnaryIdentities
+from kiam.agent.upstream import InstanceMetadata
+from kiam.errors import UserError
+from kiam.grpc_metrics import client_interceptors
+from kiam.telemetry import serve_telemetry
+from kiam.tls.certificates import Side
+from kiam.tls.metrics import TLSMetrics
+from kiam.tls.reload import TLSReloader
+
+log = logging.getLogger(__name__)
+
+_TAKE_OVER_SECONDS = 1.0
+"""How long a listener that gets no new connections goes on taking those the kernel had already begun."""
+
+
+async def run_agent(settings: AgentSettings) -> None:
+    """Run until SIGTERM or SIGINT. Raises UserError for what the user has to mend."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    route_filter = RouteFilter(settings.allow_route_regexp)
+    tls_metrics = TLSMetrics(Side.CLIENT)
+    reloader = TLSReloader(settings.server.tls, Side.CLIENT, tls_metrics)
+    metrics = AgentMetrics()
+    redirection = _redirection(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(
+            serve_telemetry(settings.prometheus_listen_addr, settings.pprof_listen_addr, REGISTRY, reuse_port=True)
+        )
+        upstream = await stack.enter_async_context(
+            InstanceMetadata(settings.instance_metadata_url, timeout=REQUEST_BUDGET)
+        )
+        client = ServerClient(settings.server, reloader, client_interceptors(), tls_metrics.verify_failed)
+        stack.push_async_callback(client.close)
+        await stack.enter_async_context(_background(client))
+        identities = UnaryIdentities(client)
+        handlers = Handlers(
+            identities,
+            PassingOn(upstream, route_filter, settings.limits, REQUEST_BUDGET),
+            upstream,
+            metrics,
+            settings.limits,
+            settings.allow_ip_query,
+        )
+        if redirection is not None:
+            # Before the port is opened: from here on a pod is refused or answered, and never reaches the real service.
+            await redirection.install()
+        await _serve(settings, handlers, metrics, stop)
+        if redirection is not None:
+            await redirection.leave(await asyncio.to_thread(is_served, settings.port))
+    log.info("agent stopped")
+
+
+def _redirection(settings: AgentSettings) -> Redirection | None:
+    if settings.dataplane is None:
+        return None
+    redirection = Redirection(settings.dataplane, wanted_state(settings.dataplane, settings.host, settings.port))
+    REGISTRY.register(DataplaneCollector(redirection.dataplane))
+    return redirection
+
+
+@contextlib.asynccontextmanager
+async def _background(client: ServerClient) -> AsyncIterator[None]:
+    """Keep the connection to the server looked after for as long as the block runs."""
+    task = asyncio.create_task(client.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _serve(settings: AgentSettings, handlers: Handlers, metrics: AgentMetrics, stop: asyncio.Event) -> None:
+    """Serve the port until told to stop, then hand over: no new connections, the open ones answered and closed."""
+    loop = asyncio.get_running_loop()
+    pods = PodServer(handlers, settings.limits, metrics)
+    sock = listen(settings.port)
+    server = await loop.create_server(pods, sock=sock)
+    _set_ready(settings.ready_file, True)
+    log.info("serving pods on port %d", settings.port)
+    try:
+        await stop.wait()
+    finally:
+        _set_ready(settings.ready_file, False)
+    log.info("stopping; open connections are answered for another %s", settings.drain_time)
+    handlers.draining = True
+    steer_away(sock)
+    await asyncio.sleep(_TAKE_OVER_SECONDS)
+    server.close()
+    await pods.drain(settings.drain_time.total_seconds())
+
+
+def _set_ready(path: str | None, ready: bool) -> None:
+    if path is None:
+        return
+    try:
+        if ready:
+            Path(path).touch()
+        else:
+            Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--ready-file: {path}: {error.strerror}; give a path the agent can write") from error

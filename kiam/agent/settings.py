@@ -1,0 +1,80 @@
+"""What the agent was told on its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address
+
+from kiam.dataplane import HostNetwork, InterfacePattern
+from kiam.tls import TLSFiles
+
+INSTANCE_METADATA_URL = "http://169.254.169.254"
+"""Where the real service is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How to reach the server."""
+
+    address: str
+    tls: TLSFiles
+    creation_timeout: timedelta
+    keepalive_time: timedelta
+    keepalive_timeout: timedelta
+    keepalive_without_calls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DataplaneSettings:
+    """Which redirection to install, and what becomes of it when the agent stops."""
+
+    name: str
+    interface: InterfacePattern
+    host_network: HostNetwork
+    remove_at_exit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one pod, or one request, may take up. Seconds, bytes and counts."""
+
+    line: int = 4096
+    """Longest request line; a role's ARN and a query fit in well."""
+    field: int = 8190
+    """Longest header line."""
+    fields: int = 64
+    body: int = 65536
+    """Longest body of a request that is passed on."""
+    passed_response: int = 4 * 1024 * 1024
+    """Longest response of the real service that is passed on; user data is at most 16 KB."""
+    header_time: float = 5.0
+    """From the start of a connection, or from the first byte of a further request, to the end of its headers."""
+    idle_time: float = 75.0
+    """How long a connection may stay open between requests."""
+    stall_time: float = 10.0
+    """How long a client may leave an answer unread."""
+    connections: int = 256
+    """Open connections of one address."""
+    waiting: int = 64
+    """Requests of one address that wait for the server or the real service at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Everything :func:`kiam.agent.run.run_agent` needs."""
+
+    port: int
+    host: IPv4Address | IPv6Address
+    node_name: str
+    allow_ip_query: bool
+    allow_route_regexp: str
+    instance_metadata_url: str
+    outage_grace: timedelta
+    drain_time: timedelta
+    ready_file: str | None
+    server: ServerSettings
+    dataplane: DataplaneSettings | None
+    prometheus_listen_addr: str | None
+    pprof_listen_addr: str | None
+    limits: Limits = Limits()

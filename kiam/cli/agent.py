@@ -1,0 +1,164 @@
+"""``kiam agent``: the proxy on each node."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings
+from kiam.cli.options import add_boolean, add_common, add_server_client, add_telemetry, duration, flag_type, tls_files
+from kiam.dataplane import HostNetwork, InterfacePattern
+from kiam.dataplane.registry import DATAPLANES
+from kiam.errors import UserError
+
+NO_DATAPLANE = "none"
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+        raise ValueError(f"'{text}' is not a port; give a number from 1 to 65535")
+    return int(text)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is not an IP address; give the node's own, such as 10.0.0.1") from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"'{text}' is no address of a node; give the node's own, such as 10.0.0.1")
+    return address
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the agent's flags."""
+    add_common(parser)
+    add_telemetry(parser)
+    add_server_client(parser)
+    parser.add_argument("--port", type=flag_type(_port, "port"), default=3100, help="port to serve pods on")
+    parser.add_argument(
+        "--host",
+        type=flag_type(_address, "address"),
+        metavar="ADDRESS",
+        help="the node's IP address, to which pods are redirected (required; or environment HOST_IP)",
+    )
+    parser.add_argument("--node-name", metavar="NAME", help="the node's name (or NODE_NAME; else found by --host)")
+    parser.add_argument(
+        "--host-interface",
+        type=flag_type(InterfacePattern.parse, "interface"),
+        default=InterfacePattern.parse("docker0"),
+        metavar="PATTERN",
+        help="interfaces pods come in on; a trailing + is a wildcard, a leading ! inverts",
+    )
+    add_boolean(parser, "--iptables", False, "the same as --dataplane=iptables")
+    add_boolean(parser, "--iptables-remove", True, "with --iptables: take the rules out when the agent stops")
+    parser.add_argument(
+        "--dataplane",
+        choices=(NO_DATAPLANE, *DATAPLANES),
+        help="how pods are redirected to the agent; none: something else does it",
+    )
+    add_boolean(parser, "--dataplane-remove", False, "with --dataplane: take the redirection out when the agent stops")
+    parser.add_argument(
+        "--host-network",
+        type=HostNetwork,
+        choices=tuple(HostNetwork),
+        default=HostNetwork.IGNORE,
+        help="what becomes of host-network pods' metadata traffic",
+    )
+    add_boolean(parser, "--allow-ip-query", False, "let clients say who they are with ?ip= (for debugging only)")
+    parser.add_argument(
+        "--allow-route-regexp", default="^$", metavar="REGEXP", help="paths to pass on to the instance metadata service"
+    )
+    parser.add_argument(
+        "--outage-grace",
+        type=duration,
+        default=timedelta(minutes=15),
+        metavar="DURATION",
+        help="how long known pods are answered from memory while the server is away; 0s: not at all",
+    )
+    parser.add_argument(
+        "--drain-time",
+        type=duration,
+        default=timedelta(seconds=10),
+        metavar="DURATION",
+        help="how long open connections are still answered after SIGTERM",
+    )
+    parser.add_argument(
+        "--ready-file", metavar="FILE", help="exists while the agent serves its port, for a readiness probe"
+    )
+    # For tests and for clusters that reach the service some other way.
+    parser.add_argument(
+        "--instance-metadata-url", default=INSTANCE_METADATA_URL, metavar="URL", help="the real metadata service"
+    )
+
+
+def settings_from(arguments: argparse.Namespace) -> AgentSettings:
+    """The agent's settings from parsed arguments and the environment. Raises UserError."""
+    return AgentSettings(
+        port=arguments.port,
+        host=_host(arguments),
+        node_name=arguments.node_name or os.environ.get("NODE_NAME", ""),
+        allow_ip_query=arguments.allow_ip_query,
+        allow_route_regexp=arguments.allow_route_regexp,
+        instance_metadata_url=arguments.instance_metadata_url,
+        outage_grace=arguments.outage_grace,
+        drain_time=arguments.drain_time,
+        ready_file=arguments.ready_file,
+        server=ServerSettings(
+            address=arguments.server_address,
+            tls=tls_files(arguments),
+            creation_timeout=arguments.gateway_timeout_creation,
+            keepalive_time=arguments.grpc_keepalive_time_duration,
+            keepalive_timeout=arguments.grpc_keepalive_timeout_duration,
+            keepalive_without_calls=arguments.grpc_keepalive_permit_without_stream,
+        ),
+        dataplane=_dataplane(arguments),
+        prometheus_listen_addr=arguments.prometheus_listen_addr,
+        pprof_listen_addr=arguments.pprof_listen_addr,
+    )
+
+
+def _host(arguments: argparse.Namespace) -> IPv4Address | IPv6Address:
+    if arguments.host is not None:
+        host: IPv4Address | IPv6Address = arguments.host
+        return host
+    text = os.environ.get("HOST_IP", "")
+    if not text:
+        raise UserError("--host is missing; give the node's IP address, or set HOST_IP (status.hostIP) in the pod spec")
+    try:
+        return _address(text)
+    except ValueError as error:
+        raise UserError(f"HOST_IP: {error}") from error
+
+
+def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
+    name = arguments.dataplane
+    if arguments.iptables:
+        if name not in (None, "iptables"):
+            raise UserError(f"--iptables and --dataplane={name} contradict each other; give one of them")
+        name = "iptables"
+    if name in (None, NO_DATAPLANE):
+        return None
+    # --iptables keeps the conventional default of cleaning up; a dataplane asked for by name stays and fails closed.
+    remove = arguments.dataplane_remove or (arguments.iptables and arguments.iptables_remove)
+    return DataplaneSettings(name, arguments.host_interface, arguments.host_network, remove)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the agent until it is told to stop."""
+    # gRPC's own lines are not JSON, and the agent words connection problems itself. Read when grpc is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Imported here, as only a running agent needs them: kiam --help stays light.
+    import uvloop
+
+    from kiam.agent.run import run_agent
+    from kiam.logs import configure_logging
+
+    configure_logging(arguments.level, arguments.json_log)
+    if arguments.server_address_refresh:
+        logging.getLogger(__name__).warning("--server-address-refresh is ignored: addresses are always looked up anew")
+    uvloop.run(run_agent(settings_from(arguments)))
+    return 0

@@ -1,0 +1,261 @@
+"""Every line of the contract's HTTP table, through an agent process and a conventional server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, running_agent
+from tests.sandbox.aws import INSTANCE_ID, AwsProcess
+from tests.sandbox.conventional_server import BASE_ARN, ConventionalServer, conventional_server
+from tests.sandbox.pki import Pki
+
+POD, PATH_POD, BARE_POD, TWIN, STRANGER = "127.0.0.11", "127.0.0.12", "127.0.0.13", "127.0.0.14", "127.0.0.99"
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsProcess]:
+    with AwsProcess(tmp_path_factory.mktemp("aws")) as aws:
+        yield aws
+
+
+@pytest.fixture(scope="module")
+def server(pki: Pki) -> Iterator[ConventionalServer]:
+    with conventional_server(pki.server) as server:
+        server.pods.roles = {POD: "app", PATH_POD: "/team/app", BARE_POD: "", TWIN: "twin"}
+        server.pods.twins = {TWIN}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def agent(
+    tmp_path_factory: pytest.TempPathFactory, pki: Pki, server: ConventionalServer, aws: AwsProcess
+) -> Iterator[RunningAgent]:
+    with running_agent(
+        tmp_path_factory.mktemp("agent"),
+        f"localhost:{server.port}",
+        pki.agent,
+        f"--instance-metadata-url={aws.imds_url}",
+        "--allow-route-regexp=^/latest/meta-data/(instance-id|iam/.*|placement/.*)$",
+        "--level=debug",
+    ) as agent:
+        yield agent
+
+
+def test_ping(agent: RunningAgent) -> None:
+    answer = agent.ask("/ping")
+    assert (answer.status, answer.body) == (200, b"pong")
+
+
+def test_health_is_the_instance_id(agent: RunningAgent) -> None:
+    answer = agent.ask("/health")
+    assert (answer.status, answer.text) == (200, INSTANCE_ID)
+
+
+def test_health_fails_without_instance_metadata(agent: RunningAgent, aws: AwsProcess) -> None:
+    aws.faults(imds="unavailable")
+    try:
+        # The id is good for a second, so that pods can't flood the service through us.
+        assert _until(lambda: agent.ask("/health").status == 500)
+    finally:
+        aws.faults()
+
+
+def test_deep_health_asks_the_server(agent: RunningAgent, server: ConventionalServer) -> None:
+    assert agent.ask("/health?deep=1").status == 200
+    server.pods.health = "not ready"
+    try:
+        answer = agent.ask("/health?deep=1")
+        assert answer.status == 500
+        assert "not ready" in answer.text
+        assert agent.ask("/health?deep=").status == 200
+    finally:
+        server.pods.health = "ok"
+
+
+def test_role_is_exactly_as_annotated(agent: RunningAgent) -> None:
+    assert agent.ask(CREDENTIALS, POD).body == b"app"
+    answer = agent.ask("/2016-09-02/meta-data/iam/security-credentials/", PATH_POD)
+    assert (answer.status, answer.body) == (200, b"/team/app")
+
+
+def test_pod_without_annotation_has_no_role(agent: RunningAgent) -> None:
+    answer = agent.ask(CREDENTIALS, BARE_POD)
+    assert (answer.status, answer.text) == (404, "empty role\n")
+    assert agent.ask(CREDENTIALS + "app", BARE_POD).status == 404
+
+
+def test_missing_slash_is_redirected_with_the_query(agent: RunningAgent) -> None:
+    answer = agent.ask("/latest/meta-data/iam/security-credentials?a=b&c=%2F", POD)
+    assert answer.status == 301
+    assert answer.headers["location"] == CREDENTIALS + "?a=b&c=%2F"
+    assert agent.ask("/1.0/meta-data/iam/security-credentials").headers["location"] == (
+        "/1.0/meta-data/iam/security-credentials/"
+    )
+
+
+def test_credentials_document(agent: RunningAgent) -> None:
+    answer = agent.ask(CREDENTIALS + "app", POD)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.body.endswith(b"}\n")
+    document = json.loads(answer.body)
+    assert list(document) == [
+        "Code", "Type", "AccessKeyId", "SecretAccessKey", "Token", "Expiration", "LastUpdated",
+    ]  # fmt: skip
+    assert (document["Code"], document["Type"]) == ("Success", "AWS-HMAC")
+    assert document["SecretAccessKey"] == f"secret+of/{BASE_ARN}app"
+    for field in ("Expiration", "LastUpdated"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", document[field])
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        "team/app",
+        "/team/app",
+        "team%2Fapp",
+        "%2Fteam/app",
+        BASE_ARN + "team/app",
+        "arn%3Aaws%3Aiam%3A%3A123456789012%3Arole/team/app",
+    ],
+)
+def test_role_in_every_spelling(agent: RunningAgent, role: str) -> None:
+    assert agent.ask(CREDENTIALS + role, PATH_POD).status == 200
+
+
+def test_another_pods_role_is_forbidden_at_once(agent: RunningAgent, server: ConventionalServer) -> None:
+    before = server.calls["GetPodCredentials"]
+    answer = agent.ask(CREDENTIALS + "team/app", POD)
+    assert (answer.status, answer.text) == (403, "forbidden by policy\n")
+    assert server.calls["GetPodCredentials"] == before + 1
+
+
+def test_stranger_is_told_to_come_back(agent: RunningAgent) -> None:
+    answer = agent.ask(CREDENTIALS, STRANGER)
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.text.count("\n") == 1
+
+
+def test_pod_that_appears_meanwhile_is_answered(agent: RunningAgent, server: ConventionalServer) -> None:
+    with agent.connect("127.0.0.21") as sock:
+        sock.sendall(b"GET " + CREDENTIALS.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        calls = server.calls["GetPodRole"]
+        assert _until(lambda: server.calls["GetPodRole"] > calls)
+        server.pods.roles["127.0.0.21"] = "late"
+        assert sock.recv(65536).endswith(b"\r\n\r\nlate")
+
+
+def test_two_pods_at_one_address_get_nothing(agent: RunningAgent) -> None:
+    assert agent.ask(CREDENTIALS + "twin", TWIN).status == 503
+
+
+def test_aws_errors_name_the_code_only(agent: RunningAgent, server: ConventionalServer) -> None:
+    server.pods.aws_error = "AccessDenied: User: arn:aws:sts::1:assumed-role/kiam-server/x is not authorized"
+    try:
+        answer = agent.ask(CREDENTIALS + "app", POD)
+    finally:
+        server.pods.aws_error = ""
+    assert (answer.status, answer.text) == (503, "no credentials from AWS: AccessDenied\n")
+
+
+def test_head_is_a_get_without_body(agent: RunningAgent) -> None:
+    answer = agent.ask(CREDENTIALS, POD, method="HEAD")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "3")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+@pytest.mark.parametrize("path", [CREDENTIALS, CREDENTIALS + "app", CREDENTIALS[:-1]])
+def test_other_methods_are_refused_on_credential_paths(agent: RunningAgent, method: str, path: str) -> None:
+    answer = agent.ask(path, POD, method=method)
+    assert answer.status == 405
+    assert answer.headers["allow"] == "GET, HEAD"
+
+
+def test_ip_query_counts_only_by_flag(agent: RunningAgent) -> None:
+    assert agent.ask(f"{CREDENTIALS}?ip={PATH_POD}", POD).body == b"app"
+
+
+def test_ip_query_with_the_flag(agent: RunningAgent, tmp_path: object, pki: Pki, server: ConventionalServer,
+                                tmp_path_factory: pytest.TempPathFactory) -> None:  # fmt: skip
+    with running_agent(
+        tmp_path_factory.mktemp("agent"), f"localhost:{server.port}", pki.agent, "--allow-ip-query"
+    ) as other:
+        assert other.ask(f"{CREDENTIALS}?ip={PATH_POD}", POD).body == b"/team/app"
+        assert other.ask(f"{CREDENTIALS}?ip=::ffff:{PATH_POD}", POD).body == b"/team/app"
+        assert other.ask(f"{CREDENTIALS}?ip=nonsense", POD).status == 400
+
+
+def test_token_is_always_passed_on(agent: RunningAgent, aws: AwsProcess) -> None:
+    headers = {
+        "X-aws-ec2-metadata-token-ttl-seconds": "60",
+        "X-Forwarded-For": "10.0.0.1",
+        "Forwarded": "for=10.0.0.1",
+    }
+    answer = agent.ask("/latest/api/token", POD, method="PUT", headers=headers)
+    assert answer.status == 200
+    assert len(answer.body) > 20
+    assert answer.headers["x-aws-ec2-metadata-token-ttl-seconds"] == "60"
+    assert aws.forwarded_for() == 0
+
+
+def test_allowed_route_is_passed_on_with_its_token(agent: RunningAgent, aws: AwsProcess) -> None:
+    aws.faults(require_token=True)
+    try:
+        assert agent.ask("/latest/meta-data/instance-id", POD).status == 401
+        token = agent.ask(
+            "/latest/api/token", POD, method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+        ).text
+        answer = agent.ask("/latest/meta-data/instance-id", POD, headers={"X-aws-ec2-metadata-token": token})
+        assert (answer.status, answer.text) == (200, INSTANCE_ID)
+    finally:
+        aws.faults()
+
+
+def test_other_paths_are_not_found(agent: RunningAgent, aws: AwsProcess) -> None:
+    aws.forget_calls()
+    for path in ("/", "/latest/user-data", "/latest/api/token", "/latest/meta-data/"):
+        assert agent.ask(path, POD).status == 404
+    assert aws.imds_requests() == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/latest/meta-data/iam/security-credentials/node-role",
+        "/latest/meta-data/iam/Security-Credentials/node-role",
+        "/latest/meta-data/iam//security-credentials/node-role",
+        "/latest/meta-data//iam/security-credentials/node-role",
+        "//latest/meta-data/iam/security-credentials/node-role",
+        "/latest/meta-data/iam%2Fsecurity-credentials/node-role",
+        "/latest/meta-data/iam/%73ecurity-credentials/node-role",
+        "/latest/meta-data/iam/%2573ecurity-credentials/node-role",
+        "/latest/meta-data/iam/x/../security-credentials/node-role",
+        "/latest/meta-data/iam/x/%2e%2e/security-credentials/node-role",
+        "/latest/meta-data/iam/./security-credentials/node-role",
+        "/latest/meta-data/iam/security-credentials;x/node-role",
+        "/latest/meta-data/iam\\security-credentials\\node-role",
+        "/latest/meta-data/iam/security-credentials%00/node-role",
+        "/latest/dynamic/../meta-data/iam/security-credentials/node-role",
+        "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
+        "http://169.254.169.254/latest/meta-data/iam/security-credentials/node-role",
+    ],
+)
+def test_nodes_credentials_never_come_back(agent: RunningAgent, aws: AwsProcess, path: str) -> None:
+    aws.forget_calls()
+    request = f"GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n".encode()
+    answer = agent.raw(request, POD)
+    assert re.match(rb"HTTP/1\.[01] (400|403|404) ", answer), answer
+    assert b"AccessKeyId" not in answer
+    assert aws.imds_requests() == {}
+
+
+def _until(condition: object) -> bool:
+    from tests.sandbox.process import wait_until
+
+    assert callable(condition)
+    return bool(wait_until(condition, "the condition"))
