@@ -19,6 +19,10 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
 #define SOCK_STREAM 1
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86DD
+#define IP4_DESTINATION 16 // offset in the header, RFC 791
+#define IP6_DESTINATION 24 // RFC 8200
 
 #define ALLOW 1
 #define REFUSE 0 // the caller sees EPERM
@@ -277,6 +281,45 @@ int kiam_getpeer6(struct bpf_sock_addr *ctx)
     return ALLOW;
 }
 
+static inline int packet_is_below(struct __sk_buff *skb, struct cgroup_place *place)
+{
+    return place->used && bpf_skb_ancestor_cgroup_id(skb, place->level) == place->id;
+}
+
+// Attached unless pods on the host network are to be ignored. Their packets never come in from outside the host, where
+// the guard would see them; here a raw socket's, or those of a connection older than the programs, are seen by cgroup.
+int kiam_egress(struct __sk_buff *skb)
+{
+    struct config *config;
+    u32 ip6[4];
+    u32 ip4;
+
+    if (skb->protocol == HTONS(ETH_P_IP)) {
+        if (bpf_skb_load_bytes(skb, IP4_DESTINATION, &ip4, sizeof(ip4)) || ip4 != METADATA_IP4)
+            return ALLOW;
+    } else if (skb->protocol == HTONS(ETH_P_IPV6)) {
+        if (bpf_skb_load_bytes(skb, IP6_DESTINATION, &ip6, sizeof(ip6)) || ip6[0] != METADATA_IP6_0 || ip6[1] ||
+            ip6[2] || ip6[3] != METADATA_IP6_3)
+            return ALLOW;
+    } else {
+        return ALLOW;
+    }
+    config = the_config();
+    if (!config)
+        return REFUSE;
+    if (packet_is_below(skb, &config->agent))
+        return ALLOW;
+#pragma unroll
+    for (int i = 0; i < MAX_POD_CGROUPS; i++) {
+        if (packet_is_below(skb, &config->pods[i])) {
+            count(BYPASS);
+            return REFUSE;
+        }
+    }
+    return ALLOW;
+}
+
+// Only for kernels before 5.14, where SO_NETNS_COOKIE doesn't exist.
 int kiam_probe(struct bpf_sock_addr *ctx)
 {
     u32 first = 0;

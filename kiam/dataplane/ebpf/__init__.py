@@ -16,7 +16,7 @@ from kiam.dataplane.ebpf import bpf, node
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps, read_configs
 from kiam.dataplane.ebpf.loader import request
-from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, HOOKS, REDIRECTS, Config, differences
+from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, Config, differences, wanted_hooks
 from kiam.errors import UserError
 
 _LOADER_SECONDS = 60.0
@@ -62,7 +62,7 @@ class EbpfDataplane:
             if not ours and not guarded:
                 return Inspection(Condition.ABSENT)
             lines = [
-                f"{cgroup} {one.hook.removeprefix('kiam_')} id {one.program.program_id} {one.program.name} "
+                f"{cgroup} attach type {one.hook.attach_type} id {one.program.program_id} name {one.program.name} "
                 f"tag {one.program.tag} multi"
                 for one in ours
             ]
@@ -88,12 +88,14 @@ class EbpfDataplane:
 
 def _problems(ours: list[Attachment], wanted: Config) -> list[str]:
     problems = []
-    for hook in HOOKS:
+    hooks = wanted_hooks(wanted.host_network)
+    for hook in hooks:
         number = sum(one.hook == hook for one in ours)
         if number == 0:
-            problems.append(f"the program {hook} is not attached")
+            problems.append(f"the program {hook.program} is not attached")
         elif number > 1:
-            problems.append(f"the program {hook} is attached {number} times")
+            problems.append(f"the program {hook.program} is attached {number} times")
+    problems += [f"the program {one.hook.program} is attached for nothing" for one in ours if one.hook not in hooks]
     for found in read_configs(ours):
         lines = ["the programs are another version's"] if found is None else differences(wanted, found)
         problems += [line for line in lines if line not in problems]

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PROG_TYPE_CGROUP_SOCK_ADDR = 18
-
 F_ALLOW_MULTI = 1 << 1
 F_REPLACE = 1 << 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.ebpf.node import kernel_lacks
-from kiam.dataplane.ebpf.state import CONFIG_MAP, CONFIG_SIZE, HOOKS, PREFIX, Config
+from kiam.dataplane.ebpf.state import ALL_HOOKS, CONFIG_MAP, CONFIG_SIZE, PREFIX, Config, Hook
 from kiam.errors import UserError
 
 
@@ -19,8 +19,7 @@ from kiam.errors import UserError
 class Attachment:
     """One of our programs on one hook."""
 
-    hook: str
-    attach_type: int
+    hook: Hook
     program: bpf.ProgramInfo
 
 
@@ -34,11 +33,11 @@ def open_cgroup(cgroup: Path) -> Iterator[int]:
 def find_ours(cgroup: int) -> list[Attachment]:
     """Every program of ours on the cgroup's hooks, also of other versions and attached twice. Raises UserError."""
     found = []
-    for hook, attach_type in HOOKS.items():
+    for hook in ALL_HOOKS:
         try:
-            identifiers = bpf.attached(cgroup, attach_type)
+            identifiers = bpf.attached(cgroup, hook.attach_type)
         except OSError as error:
-            raise kernel_lacks(f"to list the programs on the hook of {hook} ({error.strerror})") from error
+            raise kernel_lacks(f"to list the programs on the hook of {hook.program} ({error.strerror})") from error
         for identifier in identifiers:
             try:
                 with bpf.closing(bpf.open_program(identifier)) as program:
@@ -46,7 +45,7 @@ def find_ours(cgroup: int) -> list[Attachment]:
             except FileNotFoundError:
                 continue  # detached since it was listed
             if info.name.startswith(PREFIX):
-                found.append(Attachment(hook, attach_type, info))
+                found.append(Attachment(hook, info))
     return found
 
 
@@ -77,40 +76,49 @@ def read_configs(attachments: list[Attachment]) -> list[Config | None]:
     return configs
 
 
-def attach_all(cgroup: int, programs: Mapping[str, int]) -> None:
-    """Put each program on its hook, in the place of ours that is there; undo on an error. Raises UserError."""
+def attach_all(cgroup: int, programs: Mapping[Hook, int]) -> None:
+    """Put each program on its hook, in the place of ours that is there, and take our others off.
+
+    On an error everything is put back as it was. Raises UserError.
+    """
     with ExitStack() as stack, ExitStack() as undo:
         before = find_ours(cgroup)
-        for hook, attach_type in HOOKS.items():
+        for hook in ALL_HOOKS:
             old = [
                 stack.enter_context(bpf.closing(bpf.open_program(one.program.program_id)))
                 for one in before
                 if one.hook == hook
             ]
-            try:
-                bpf.attach(cgroup, programs[hook], attach_type, replace=old[0] if old else None)
-            except OSError as error:
-                raise _attach_error(hook, error) from error
-            if old:
-                undo.callback(bpf.attach, cgroup, old[0], attach_type, replace=programs[hook])
-            else:
-                undo.callback(bpf.detach, cgroup, programs[hook], attach_type)
-            for duplicate in old[1:]:
-                bpf.detach(cgroup, duplicate, attach_type)
+            new = programs.get(hook)
+            if new is not None:
+                _put(cgroup, hook, new, old, undo)
+            for superfluous in old[1:] if new is not None else old:
+                bpf.detach(cgroup, superfluous, hook.attach_type)
         undo.pop_all()
 
 
-def _attach_error(hook: str, error: OSError) -> UserError:
+def _put(cgroup: int, hook: Hook, new: int, old: list[int], undo: ExitStack) -> None:
+    try:
+        bpf.attach(cgroup, new, hook.attach_type, replace=old[0] if old else None)
+    except OSError as error:
+        raise _attach_error(hook, error) from error
+    if old:
+        undo.callback(bpf.attach, cgroup, old[0], hook.attach_type, replace=new)
+    else:
+        undo.callback(bpf.detach, cgroup, new, hook.attach_type)
+
+
+def _attach_error(hook: Hook, error: OSError) -> UserError:
     if error.errno == errno.EPERM:
         return UserError(
-            f"another program holds the hook of {hook} for itself (attached without BPF_F_ALLOW_MULTI): "
+            f"another program holds the hook of {hook.program} for itself (attached without BPF_F_ALLOW_MULTI): "
             "see 'bpftool cgroup tree', detach it or have it attached with the flag 'multi'"
         )
-    return kernel_lacks(f"to attach {hook} ({error.strerror})")
+    return kernel_lacks(f"to attach {hook.program} ({error.strerror})")
 
 
 def detach_all(cgroup: int) -> None:
     """Take all of ours off the cgroup's hooks."""
     for attachment in find_ours(cgroup):
         with bpf.closing(bpf.open_program(attachment.program.program_id)) as program:
-            bpf.detach(cgroup, program, attachment.attach_type)
+            bpf.detach(cgroup, program, attachment.hook.attach_type)

@@ -25,10 +25,19 @@ from kiam.dataplane.cgroups import find_cgroup2_root
 from kiam.dataplane.ebpf import bpf, node
 from kiam.dataplane.ebpf.guard import Guard
 from kiam.dataplane.ebpf.hooks import attach_all, find_ours, open_cgroup, open_maps, read_configs
-from kiam.dataplane.ebpf.state import CONFIG_MAP, COUNTERS_MAP, HEADERS, HOOKS, PEERS_MAP, SOURCE, Config
+from kiam.dataplane.ebpf.state import (
+    CONFIG_MAP,
+    COUNTERS_MAP,
+    HEADERS,
+    PEERS_MAP,
+    PROBE_HOOK,
+    SOURCE,
+    Config,
+    Hook,
+    wanted_hooks,
+)
 from kiam.errors import UserError
 
-_PROBE = "kiam_probe"
 _PROBE_MAP = "kiam_probe_map"
 _SO_COOKIE = 57
 """asm-generic/socket.h, since Linux 4.12."""
@@ -78,11 +87,11 @@ def _compile() -> Any:
         raise node.kernel_lacks(f"the programs' maps, or bcc could not compile them ({error})") from error
 
 
-def _load(module: Any, name: str, attach_type: int) -> int:
+def _load(module: Any, hook: Hook) -> int:
     try:
-        return int(module.load_func(name, bpf.PROG_TYPE_CGROUP_SOCK_ADDR, attach_type=attach_type).fd)
+        return int(module.load_func(hook.program, hook.program_type, attach_type=hook.attach_type).fd)
     except Exception as error:  # bcc raises nothing more specific; the verifier's words are on standard error
-        raise node.kernel_lacks(f"the program {name} ({error})") from error
+        raise node.kernel_lacks(f"the program {hook.program} ({error})") from error
 
 
 def _map(module: Any, name: str) -> int:
@@ -109,14 +118,13 @@ def _ask_netns_cookie(module: Any) -> int:
     """The cookie of our network namespace on kernels without SO_NETNS_COOKIE: a program asks when we connect."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own, open_cgroup(find_cgroup2_root()) as cgroup:
         bpf.update(_map(module, _PROBE_MAP), 0, own.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
-        attach_type = HOOKS["kiam_connect4"]
-        program = _load(module, _PROBE, attach_type)
-        bpf.attach(cgroup, program, attach_type)
+        program = _load(module, PROBE_HOOK)
+        bpf.attach(cgroup, program, PROBE_HOOK.attach_type)
         try:
             with suppress(OSError):  # whether there is a route makes no difference: the hook comes first
                 own.connect(("127.0.0.1", 9))
         finally:
-            bpf.detach(cgroup, program, attach_type)
+            bpf.detach(cgroup, program, PROBE_HOOK.attach_type)
     (cookie,) = struct.unpack("=Q", bpf.lookup(_map(module, _PROBE_MAP), 1, 8))
     if not cookie:
         raise node.kernel_lacks("to tell this network namespace's cookie")
@@ -143,7 +151,6 @@ def install(wanted: WantedState, cgroup: Path) -> None:
     with open_cgroup(cgroup) as descriptor:
         # Two at once (an init container, the agent, someone's shell) would each add their own programs.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        Guard().install()
         ours = find_ours(descriptor)
         config = _keep_agent(config, read_configs(ours), cgroup)
         module = _compile()
@@ -152,11 +159,23 @@ def install(wanted: WantedState, cgroup: Path) -> None:
         with open_maps(ours) as old:
             _keep_map(module, COUNTERS_MAP, old)
             _keep_map(module, PEERS_MAP, old)
-            programs = _map(module, CONFIG_MAP)
-            bpf.update(programs, 0, config.pack())
-            bpf.freeze(programs)
-            loaded = {name: _load(module, name, attach_type) for name, attach_type in HOOKS.items()}
-            attach_all(descriptor, loaded)
+            instructed = _map(module, CONFIG_MAP)
+            bpf.update(instructed, 0, config.pack())
+            bpf.freeze(instructed)
+            programs = {hook: _load(module, hook) for hook in wanted_hooks(wanted.host_network)}
+            _activate(descriptor, programs)
+
+
+def _activate(cgroup: int, programs: dict[Hook, int]) -> None:
+    guard = Guard()
+    was_guarded = guard.is_present()
+    guard.install()
+    try:
+        attach_all(cgroup, programs)
+    except BaseException:
+        if not was_guarded:
+            guard.remove()
+        raise
 
 
 def main() -> int:

@@ -13,15 +13,31 @@ from kiam.dataplane import HostNetwork
 SOURCE = Path(__file__).parent.parent / "bpf" / "kiam.c"
 HEADERS = Path(__file__).parent.parent / "bpf" / "headers"
 
-HOOKS = {
-    "kiam_getpeer4": 29,
-    "kiam_getpeer6": 30,
-    "kiam_sendmsg4": 14,
-    "kiam_sendmsg6": 15,
-    "kiam_connect4": 10,
-    "kiam_connect6": 11,
-}
-"""Program of kiam.c: its ``enum bpf_attach_type``, in the order in which they are attached."""
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a program of kiam.c goes: ``enum bpf_prog_type`` and ``enum bpf_attach_type`` of linux/bpf.h."""
+
+    program: str
+    program_type: int
+    attach_type: int
+
+
+_SOCK_ADDR = 18
+_SKB = 8
+SOCKET_HOOKS = (
+    Hook("kiam_getpeer4", _SOCK_ADDR, 29),
+    Hook("kiam_getpeer6", _SOCK_ADDR, 30),
+    Hook("kiam_sendmsg4", _SOCK_ADDR, 14),
+    Hook("kiam_sendmsg6", _SOCK_ADDR, 15),
+    Hook("kiam_connect4", _SOCK_ADDR, 10),
+    Hook("kiam_connect6", _SOCK_ADDR, 11),
+)
+"""In the order in which they are attached."""
+EGRESS_HOOK = Hook("kiam_egress", _SKB, 1)
+"""Sees every packet that a socket sends, so it is there only when pods on the host network matter."""
+ALL_HOOKS = (*SOCKET_HOOKS, EGRESS_HOOK)
+PROBE_HOOK = Hook("kiam_probe", _SOCK_ADDR, 10)
 
 PREFIX = "kiam_"
 """Programs with this prefix are ours, of any version."""
@@ -103,6 +119,11 @@ class Config:
             pods=tuple(place for place in places[1:] if place is not None),
             digest=digest,
         )
+
+
+def wanted_hooks(host_network: HostNetwork) -> tuple[Hook, ...]:
+    """The hooks that have to hold a program of ours."""
+    return SOCKET_HOOKS if host_network is HostNetwork.IGNORE else ALL_HOOKS
 
 
 def source_digest() -> bytes:
