@@ -49,5 +49,6 @@ def configure_logging(level: str, json_log: bool) -> None:
             logging.getLogger(noisy).setLevel(logging.WARNING)
     else:
         # botocore logs whole STS responses, and so secret keys, at debug level.
-        for leaky in ("botocore", "boto3", "urllib3"):
+        # grpc logs a line of its own workings for every call.
+        for leaky in ("botocore", "boto3", "urllib3", "grpc"):
             logging.getLogger(leaky).setLevel(logging.INFO)

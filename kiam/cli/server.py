@@ -1,0 +1,146 @@
+"""``kiam server``: flags to configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from datetime import timedelta
+
+from kiam.cli.options import (
+    add_boolean,
+    add_common,
+    add_keepalive,
+    add_telemetry,
+    duration,
+    flag_type,
+    tls_files,
+)
+from kiam.durations import format_duration
+from kiam.errors import UserError
+
+LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
+"""What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
+_BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d{12}:role/\S*")
+_ROLE_ARN = re.compile(r"arn:[^:\s]+:iam::\d{12}:role/\S+")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"'{text}' is not a number from 1 up")
+    return int(text)
+
+
+def _base_arn(text: str) -> str:
+    if not _BASE_ARN.fullmatch(text):
+        raise ValueError(f"'{text}' is not a role prefix; write it like arn:aws:iam::123456789012:role/")
+    return text
+
+
+def _role_arn(text: str) -> str:
+    if text and not _ROLE_ARN.fullmatch(text):
+        raise ValueError(f"'{text}' is not a role's ARN; write it like arn:aws:iam::123456789012:role/kiam-server")
+    return text
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the server's flags."""
+    add_common(parser)
+    add_telemetry(parser)
+    count = flag_type(_count, "number")
+    parser.add_argument("--bind", default="localhost:9610", metavar="HOST:PORT", help="listen for agents there")
+    parser.add_argument(
+        "--kubeconfig", default="", metavar="FILE", help="how to reach the Kubernetes API; empty: as the pod it runs in"
+    )
+    parser.add_argument(
+        "--sync",
+        type=duration,
+        default=timedelta(minutes=1),
+        metavar="DURATION",
+        help="begin a new watch of pods and namespaces so often; bounds how long a dead one goes unnoticed",
+    )
+    parser.add_argument("--fetchers", type=count, default=8, metavar="N", help="AssumeRole calls at a time")
+    parser.add_argument(
+        "--prefetch-buffer-size",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="accepted for compatibility; pods wait for their credentials in the store, where none is dropped",
+    )
+    parser.add_argument(
+        "--role-base-arn",
+        type=flag_type(_base_arn, "ARN"),
+        default="",
+        metavar="ARN",
+        help="put before a role that isn't an ARN, as in arn:aws:iam::123456789012:role/",
+    )
+    add_boolean(parser, "--role-base-arn-autodetect", False, "take the base ARN from the instance's own profile")
+    add_boolean(
+        parser,
+        "--disable-strict-namespace-regexp",
+        False,
+        "let a namespace's expression match anywhere in a role's ARN, not only the whole of it",
+    )
+    parser.add_argument("--session", default="kiam", metavar="NAME", help="STS session name, after 'kiam-'")
+    parser.add_argument("--session-duration", type=duration, default=timedelta(minutes=15), metavar="DURATION")
+    parser.add_argument(
+        "--session-refresh",
+        type=duration,
+        default=timedelta(minutes=5),
+        metavar="DURATION",
+        help="renew credentials that have so long to live",
+    )
+    parser.add_argument(
+        "--assume-role-arn",
+        type=flag_type(_role_arn, "ARN"),
+        default="",
+        metavar="ARN",
+        help="assume this role first, and the pods' with it; empty: the server's own identity",
+    )
+    parser.add_argument("--region", default="", help="use this region's STS endpoint; empty: the global one")
+    add_keepalive(parser)
+    for flag in (
+        "--grpc-max-connection-idle-duration",
+        "--grpc-max-connection-age-duration",
+        "--grpc-max-connection-age-grace-duration",
+    ):
+        parser.add_argument(flag, type=duration, default=timedelta(minutes=15), metavar="DURATION")
+    add_boolean(
+        parser,
+        "--node-authorization",
+        False,
+        "give an agent only the pods of the node that its certificate names (DNS SAN equal to the node's name)",
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """What no single flag can tell. Raises UserError."""
+    if bool(arguments.role_base_arn) == arguments.role_base_arn_autodetect:
+        raise UserError("give either --role-base-arn or --role-base-arn-autodetect")
+    session = arguments.session_duration
+    if not LEAST_SESSION <= session <= LONGEST_SESSION:
+        raise UserError(f"--session-duration: {format_duration(session)} is not between 15m and 12h, which STS grants")
+    if not timedelta(0) <= arguments.session_refresh < session:
+        raise UserError(
+            f"--session-refresh: {format_duration(arguments.session_refresh)} must be less than "
+            f"--session-duration ({format_duration(session)})"
+        )
+    if arguments.sync <= timedelta(0):
+        raise UserError("--sync: must be more than 0s; the default is 1m")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the server until it is told to stop."""
+    check(arguments)
+    # gRPC's C core writes lines of its own to standard error, before and beside ours; set GRPC_VERBOSITY to see them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import uvloop
+
+    from kiam.logs import configure_logging
+    from kiam.server.app import serve
+    from kiam.server.config import ServerConfig
+
+    configure_logging(arguments.level, arguments.json_log)
+    names = ServerConfig.__dataclass_fields__.keys() - {"tls"}
+    uvloop.run(serve(ServerConfig(tls=tls_files(arguments), **{name: getattr(arguments, name) for name in names})))
+    return 0

@@ -1,0 +1,22 @@
+"""One spelling for each address, so that no odd spelling finds another pod, or none."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+
+
+def canonical_address(text: str) -> str:
+    """The canonical spelling of an IP address; an IPv4-mapped IPv6 address is the IPv4 address.
+
+    Raises ValueError with a line that says what is wrong.
+    """
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"'{text[:64]}' is not an IP address") from None
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            raise ValueError(f"'{text[:64]}' has a zone, which no pod's address has")
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+    return str(address)

@@ -1,0 +1,175 @@
+"""The unary calls: conventional kiam's, with its texts, and codes that fit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.server.addresses import canonical_address
+from kiam.server.authorization import Authorization
+from kiam.server.credentials import CredentialsManager, CredentialsUnavailableError
+from kiam.server.demand import Judge
+from kiam.server.events import EventRecorder
+from kiam.server.objects import Pod
+from kiam.server.policy import forbidden_message
+from kiam.server.readiness import Readiness
+from kiam.server.store import MultiplePodsError, PodStore
+from kiam.server.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+Context = aio.ServicerContext[Any, Any]
+
+LONGEST_HOLD = 5.0
+"""Seconds a call is held that brings no deadline: the conventional agent's budget for a pod's request."""
+DEADLINE_MARGIN = 0.1
+"""A held call is answered so many seconds (a tenth of what is left, if that is less) before its deadline: the caller
+then gets the reason, not its own DEADLINE_EXCEEDED."""
+NO_POD_FOR_ROLE, NO_POD_FOR_CREDENTIALS = "pod not found", "no pod found"
+MULTIPLE_PODS = "multiple running pods found"
+FORBIDDEN = "forbidden by policy"
+EMPTY_ROLE = "role can't be empty"
+RETRY_AFTER = "retry-after"
+"""Trailing metadata of UNAVAILABLE: whole seconds until STS is asked again."""
+LONGEST_ROLE = 2048
+"""Characters; an ARN has at most that many (IAM user guide, "IAM and STS quotas": paths 512, names 64)."""
+
+
+class Service(kiam_pb2_grpc.KiamServiceServicer):
+    """Answers from the stores and the credentials held. WatchNode is added by :mod:`kiam.server.watch`."""
+
+    def __init__(
+        self,
+        pods: PodStore,
+        judge: Callable[[], Judge],
+        credentials: CredentialsManager,
+        events: EventRecorder,
+        readiness: Readiness,
+        authorization: Authorization,
+        needed: tuple[str, ...],
+    ) -> None:
+        """``needed``: what readiness calls the things without which no pod can be found or judged."""
+        self._pods = pods
+        self._judge = judge
+        self._credentials = credentials
+        self._events = events
+        self._readiness = readiness
+        self._authorization = authorization
+        self._needed = needed
+        self.arrivals = Waiting()
+        """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
+        pods.listen(self._pod_changed)
+
+    async def GetHealth(self, request: kiam_pb2.GetHealthRequest, context: Context) -> kiam_pb2.HealthStatus:
+        """``ok``, or what the server waits for."""
+        return kiam_pb2.HealthStatus(message=self._readiness.message)
+
+    async def GetPodRole(self, request: kiam_pb2.GetPodRoleRequest, context: Context) -> kiam_pb2.Role:
+        """The role the pod at an address is annotated with; empty if it isn't."""
+        pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, _hold_until(context))
+        return kiam_pb2.Role(name=pod.role)
+
+    async def GetPodCredentials(
+        self, request: kiam_pb2.GetPodCredentialsRequest, context: Context
+    ) -> kiam_pb2.Credentials:
+        """Credentials of the role the pod at an address requests, if the policy permits it."""
+        role = request.role
+        if not role or len(role) > LONGEST_ROLE:
+            await _abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"role is longer than {LONGEST_ROLE} characters" if role else EMPTY_ROLE,
+            )
+        hold_until = _hold_until(context)
+        pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold_until)
+        judge = self._judge()
+        while pod.role and not judge.knows_namespace(pod):
+            if not await self.arrivals.wait(f"ns/{pod.namespace}", hold_until - time.monotonic()):
+                break
+            # The address may have passed to another pod in the meantime.
+            pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold_until)
+        decision = judge.decide(pod, role)
+        if not decision.allowed:
+            log.warning(
+                "pod denied by policy: %s",
+                decision.explanation,
+                extra={"pod": f"{pod.namespace}/{pod.name}", "requested": role},
+            )
+            self._events.record(pod, "KiamRoleForbidden", forbidden_message(role, decision))
+            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN)
+        try:
+            return await self._credentials.get(judge.identity(pod))
+        except CredentialsUnavailableError as error:
+            self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
+            await _abort(
+                context,
+                grpc.StatusCode.UNAVAILABLE,
+                str(error),
+                ((RETRY_AFTER, str(math.ceil(error.retry_after))),),
+            )
+
+    def ready(self) -> None:
+        """The stores are complete: let held calls go on."""
+        self.arrivals.tell("ready")
+
+    def stop(self) -> None:
+        """Answer the calls that are held; the server ends, and another replica may know more."""
+        self.arrivals.tell_all()
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        if new is not None and len(self.arrivals):
+            for address in new.addresses:
+                self.arrivals.tell(address)
+
+    async def _find(self, ip: str, context: Context, not_found: str, hold_until: float) -> Pod:
+        """The pod at an address, held until there is one."""
+        nodes = self._authorization.nodes(context)
+        address = ip
+        while True:
+            try:
+                pod = self._pods.find(address, nodes)
+            except MultiplePodsError:
+                await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, MULTIPLE_PODS)
+            # A pod found before the lists are complete might have to share its address with one yet to come.
+            waits = self._readiness.waits_for(*self._needed)
+            if pod is not None and not waits:
+                return pod
+            if address is ip:
+                address = await _canonical(ip, context)
+                if address != ip:
+                    continue
+            key = "ready" if waits else address
+            held = not self._readiness.stopping and await self.arrivals.wait(key, hold_until - time.monotonic())
+            if not held:
+                if waits or self._readiness.stopping:
+                    await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+                await _abort(context, grpc.StatusCode.NOT_FOUND, not_found)
+
+
+async def _canonical(ip: str, context: Context) -> str:
+    try:
+        return canonical_address(ip)
+    except ValueError as error:
+        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+def _hold_until(context: Context) -> float:
+    """Monotonic time until which a call may be held."""
+    left = context.time_remaining()
+    if left is None:
+        return time.monotonic() + LONGEST_HOLD
+    return time.monotonic() + min(left - min(DEADLINE_MARGIN, left / 10), 60.0)
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, text: str, trailing: tuple[tuple[str, str], ...] = ()
+) -> NoReturn:
+    await context.abort(code, text, trailing)
+    raise AssertionError("abort raises")
