@@ -56,10 +56,12 @@ class InterfacePattern:
         name = name.removesuffix("+")
         if not name and not wildcard:
             raise ValueError(f"'{text}' names no interface; write it like cali+, eth0 or !eth0")
+        if name.endswith("*"):
+            raise ValueError(f"'{text}': the wildcard is a plus sign; write it like cali+, eth0 or !eth0")
         if not name and inverted:
             raise ValueError(f"'{text}' matches no interface at all; write it like cali+, eth0 or !eth0")
         # IFNAMSIZ is 16 with the terminating NUL (linux/if.h); '/' and white space can't be in a name (dev_valid_name).
-        if len(name.encode()) > 15 or any(c.isspace() or c in '/:!+\0"' for c in name) or not name.isascii():
+        if len(name.encode()) > 15 or any(c.isspace() or c in '/:!+*\\\0"' for c in name) or not name.isascii():
             raise ValueError(f"'{text}' can't be an interface name; write it like cali+, eth0 or !eth0")
         return cls(name, wildcard, inverted)
 

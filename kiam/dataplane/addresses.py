@@ -13,8 +13,8 @@ from kiam.errors import UserError
 def is_local(address: IPv4Address | IPv6Address) -> bool:
     """Whether this network namespace has the address.
 
-    Asked through routing, not by binding: a bind to any address works where ``ip_nonlocal_bind`` is set, and a packet to
-    one of its own addresses is the one packet a host sends from that same address.
+    Asked through routing, not by binding, which works for any address where ``ip_nonlocal_bind`` is set: a packet to
+    one of its own addresses is the only one that a host sends from that same address.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
