@@ -68,8 +68,8 @@ def failure(said: str) -> UserError:
         )
     if re.search(r"No such file or directory|not supported|Protocol not available", said):
         return UserError(
-            "this kernel lacks a part of nftables (Linux 5.9 or newer has all): run 'modprobe -a nf_tables nft_chain_nat "
-            f"nft_reject_inet' on the node ({line})"
+            "this kernel lacks a part of nftables (Linux 5.9 or newer has all): "
+            f"run 'modprobe -a nf_tables nft_chain_nat nft_reject_inet' on the node ({line})"
         )
     return UserError(f"nftables refused the rules: {line}")
 

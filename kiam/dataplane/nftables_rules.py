@@ -2,12 +2,12 @@
 
 One table, ``inet kiam``, so that nothing of anybody else's is touched:
 
-- ``redirect`` (nat, prerouting) and ``redirect-host-network`` (nat, output) lead to the agent. Of several nat chains on
-  one hook the one of the lowest priority number is asked first, and the first that translates decides
+- ``pods-redirect`` (nat, prerouting) and ``host-pods-redirect`` (nat, output) lead to the agent. Of several nat chains
+  on one hook the one of the lowest priority number is asked first, and the first that translates decides
   (net/netfilter/nf_nat_core.c), so theirs is lower than dstnat (-100), where iptables' and kube-proxy's chains are.
-- ``guard`` (filter, prerouting) comes after all translation: what a pod sends that still carries a metadata address
-  then got past the redirect, one way or another, and is dropped. ``guard-answers`` (filter, forward) drops what the
-  real service answers a pod, to a request that left the node by a way nobody thought of. ``guard-host-network``
+- ``pods-guard`` (filter, prerouting) comes after all translation: what a pod sends that still carries a metadata
+  address then got past the redirect, one way or another, and is dropped. ``answers-guard`` (filter, forward) drops what
+  the real service answers a pod, to a request that left the node by a way nobody thought of. ``host-pods-guard``
   (filter, output) is the same for pods on the host network. An accept in somebody else's chain doesn't skip these.
 """
 
@@ -163,7 +163,7 @@ def _redirect_chain(wanted: WantedState) -> NftChain:
         for ipv6 in (False, True)
         if (address := _agent_address(wanted, ipv6)) is not None
     ]
-    return NftChain("redirect", "nat", "prerouting", REDIRECT_PRIORITY, tuple(rules))
+    return NftChain("pods-redirect", "nat", "prerouting", REDIRECT_PRIORITY, tuple(rules))
 
 
 def _guard_chain(wanted: WantedState) -> NftChain:
@@ -178,13 +178,13 @@ def _guard_chain(wanted: WantedState) -> NftChain:
             rules.append(NftRule((*pod, _HTTP, _count("bypass"), _DROP)))
             rules.append(NftRule((*pod, _TCP, _count("other-port"), _DROP)))
             rules.append(NftRule((*pod, _count("other-protocol"), _DROP)))
-    return NftChain("guard", "filter", "prerouting", GUARD_PRIORITY, tuple(rules))
+    return NftChain("pods-guard", "filter", "prerouting", GUARD_PRIORITY, tuple(rules))
 
 
 def _answers_chain(wanted: WantedState) -> NftChain:
     pod = _interface("oifname", wanted.interface)
     rules = [NftRule((*pod, _address("saddr", ipv6), _count("bypass"), _DROP)) for ipv6 in (False, True)]
-    return NftChain("guard-answers", "filter", "forward", GUARD_PRIORITY, tuple(rules))
+    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, tuple(rules))
 
 
 def _agent_passes(host_pods: HostPods) -> tuple[NftRule, ...]:
@@ -209,8 +209,8 @@ def _host_network_chains(wanted: WantedState, host_pods: HostPods) -> Iterable[N
             drops.append(NftRule((to, _TCP, _in_cgroup(pods), _count("host-network"), _RESET), comment))
             drops.append(NftRule((to, _in_cgroup(pods), _count("host-network"), _DROP), comment))
     if redirects:
-        yield NftChain("redirect-host-network", "nat", "output", REDIRECT_PRIORITY, (*agent, *redirects))
-    yield NftChain("guard-host-network", "filter", "output", GUARD_PRIORITY, (*agent, *drops))
+        yield NftChain("host-pods-redirect", "nat", "output", REDIRECT_PRIORITY, (*agent, *redirects))
+    yield NftChain("host-pods-guard", "filter", "output", GUARD_PRIORITY, (*agent, *drops))
 
 
 def wanted_chains(wanted: WantedState, host_pods: HostPods) -> tuple[NftChain, ...]:
