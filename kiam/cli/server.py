@@ -32,7 +32,7 @@ def _count(text: str) -> int:
 
 
 def _base_arn(text: str) -> str:
-    if not _BASE_ARN.fullmatch(text):
+    if text and not _BASE_ARN.fullmatch(text):
         raise ValueError(f"'{text}' is not a role prefix; write it like arn:aws:iam::123456789012:role/")
     return text
 
