@@ -14,7 +14,9 @@ COMMANDS = {
     "agent": "run the node agent",
     "server": "run the server",
     "dataplane": "install, remove, show or verify the redirect, without an agent",
+    "untaint": "take the startup taint off nodes whose agent is ready",
     "health": "exit 0 if the server answers ok",
+    "config": "check the flags of agent or server, and what they point at",
     "certs": "make an authority and certificates, for trying kiam out",
     "completion": "print a completion script for bash, zsh or fish",
 }

@@ -113,7 +113,7 @@ class WireNamespace(msgspec.Struct, gc=False):
     metadata: _NamespaceMeta
 
 
-WireT = TypeVar("WireT", WirePod, WireNamespace)
+WireT = TypeVar("WireT")
 
 
 class WireList(msgspec.Struct, Generic[WireT], gc=False):

@@ -20,8 +20,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from kiam.server.kube import KubeApi, KubeError
 from kiam.server.objects import (
-    Namespace,
-    Pod,
     WireBookmark,
     WireEvent,
     WireList,
@@ -50,6 +48,14 @@ LONGEST_LINE = 8 << 20
 BACKOFF = wait_random_exponential(multiplier=0.2, max=30)
 
 
+class Keyed(Protocol):
+    """What a resource's objects are read into."""
+
+    @property
+    def uid(self) -> str:
+        """``metadata.uid``."""
+
+
 class Store(Protocol):
     """Where objects go."""
 
@@ -71,7 +77,7 @@ class Resource:
     path: str
     page: msgspec.json.Decoder[Any]
     wire: msgspec.json.Decoder[Any]
-    read: Callable[[Any], Pod | Namespace]
+    read: Callable[[Any], Keyed]
 
 
 PODS = Resource(

@@ -34,12 +34,13 @@ from tests.sandbox.process import Process
 Json = dict[str, Any]
 
 TOKEN = "sandbox-kiam-server-token"  # the emulator's own, worth nothing elsewhere
-KINDS = {"pods": "Pod", "namespaces": "Namespace", "events": "Event"}
+KINDS = {"pods": "Pod", "namespaces": "Namespace", "events": "Event", "nodes": "Node"}
 NAMESPACED = frozenset({"pods", "events"})
 ALLOWED = {
     "pods": {"get", "list", "watch"},
     "namespaces": {"get", "list", "watch"},
     "events": {"create", "patch"},
+    "nodes": set(),
 }
 """What the bearer token may do: the RBAC of the contract."""
 
@@ -374,6 +375,9 @@ class KubeApi:
         if verb == "patch":
             if "json-patch" in request.content_type:
                 raise ApiError(415, "UnsupportedMediaType", "the sandbox takes merge patches only")
+            version = change.get("metadata", {}).get("resourceVersion", current["metadata"]["resourceVersion"])
+            if version != current["metadata"]["resourceVersion"]:
+                raise ApiError(409, "Conflict", f'{resource} "{name}": the object has been modified')
             change = merge_patch(current, change)
         return web.json_response(self._put(resource, change))
 
@@ -516,8 +520,8 @@ def _route(path: str) -> tuple[str, str | None, str | None]:
         match words[2:]:
             case [resource] if resource in KINDS:
                 return resource, None, None
-            case ["namespaces", name]:
-                return "namespaces", None, name
+            case [resource, name] if resource in KINDS.keys() - NAMESPACED:
+                return resource, None, name
             case ["namespaces", namespace, resource] if resource in NAMESPACED:
                 return resource, namespace, None
             case ["namespaces", namespace, resource, name, *rest] if resource in NAMESPACED and rest in (
