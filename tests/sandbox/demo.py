@@ -10,16 +10,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from kiam.dataplane.registry import DATAPLANES
+from tests.sandbox.aws import ACCOUNT
 from tests.sandbox.node import CREDENTIALS, NodeInABox, Pod, needs_root
 from tests.sandbox.process import wait_until
 
 MAKING = "making a node in a box: namespaces, certificates, Kubernetes API, STS, instance metadata"
+WIDEST_WHO = 11
+WIDEST_ASKS = 33
 TITLES = {
     "before": "without kiam",
     "with": "with kiam server and kiam agent --dataplane={dataplane}",
@@ -33,7 +36,7 @@ class Step:
 
     part: str
     who: str
-    what: str
+    asks: str
     answer: str
     good: bool
     note: str = ""
@@ -50,7 +53,7 @@ class Demo:
 
     def run(self) -> bool:
         """Do everything; whether all of it went as it has to."""
-        with Live(self.table(), console=self.console, refresh_per_second=8) as live:
+        with Live(self.screen(), console=self.console, refresh_per_second=8) as live:
             self.live = live
             self.without_kiam()
             self.with_kiam()
@@ -62,27 +65,16 @@ class Demo:
         """Show what is being done now."""
         self.doing = doing
         if self.live is not None:
-            self.live.update(self.table())
+            self.live.update(self.screen())
 
-    def table(self) -> Table:
+    def screen(self) -> Group:
         """What has been shown so far."""
-        table = Table(box=None, padding=(0, 2, 0, 0), caption=self.doing or None, caption_justify="left")
-        table.add_column("", width=2)
-        table.add_column("who", no_wrap=True)
-        table.add_column("asks", no_wrap=True)
-        table.add_column("and gets", overflow="fold")
-        part = ""
-        for step in self.steps:
-            if step.part != part:
-                part = step.part
-                title = TITLES[part].format(dataplane=self.dataplane)
-                table.add_row("", Text(title, style="bold underline"))
-            mark = Text("ok", style="green") if step.good else Text("NO", style="bold red")
-            answer = Text(step.answer)
-            if step.note:
-                answer.append(f"  {step.note}", style="yellow" if step.good else "red")
-            table.add_row(mark, step.who, step.what, answer)
-        return table
+        lines: list[RenderableType] = []
+        for part, title in TITLES.items():
+            steps = [step for step in self.steps if step.part == part]
+            if steps:
+                lines += [Text(title.format(dataplane=self.dataplane), style="bold"), _table(steps)]
+        return Group(*lines, Text(self.doing, style="dim"))
 
     def show(self, *step_fields: str, good: bool, note: str = "") -> None:
         """Add a line: part, who, what, answer."""
@@ -104,9 +96,9 @@ class Demo:
         role = box.ask_from_host(CREDENTIALS).text
         self.show("before", "the host", "instance metadata: my role?", role, good=role == "node-role")
         got = self.cart.boto3()
-        arn = got.get("arn", got.get("error", ""))
+        name = _name(got)
         self.show(
-            "before", "pod cart", "boto3: who am I?", arn, good="/node-role/" in arn, note="<- the node's: the problem"
+            "before", "pod cart", "boto3: who am I?", name, good="/node-role/" in name, note="the node's: the problem"
         )
 
     def with_kiam(self) -> None:
@@ -130,7 +122,7 @@ class Demo:
         self.show(
             "with",
             "pod bare",
-            "HTTP: my role? (not annotated)",
+            "HTTP: my role? (no annotation)",
             _line(answer.status, answer.text),
             good=answer.status == 404,
         )
@@ -145,11 +137,16 @@ class Demo:
         self.say("waiting for the Event")
         event = wait_until(lambda: box.events(self.greedy), "the Event that explains the refusal")[0]
         self.show(
-            *("with", "kubectl", "get events: pod greedy", f"{event['type']} {event['reason']}: {event['message']}"),
+            *(
+                "with",
+                "kubectl",
+                "the Event about pod greedy",
+                f"{event['type']} {event['reason']}: {event['message']}",
+            ),
             good=event["reason"] == "KiamRoleForbidden",
         )
         text = _attempt(lambda: self.cart.ask_ipv6(CREDENTIALS, timeout=1).text)
-        self.show("with", "pod cart", "HTTP: my role? over [fd00:ec2::254]", text, good="node-role" not in text)
+        self.show("with", "pod cart", "HTTP: my role? over IPv6", text, good=text == "cart")
         role = box.ask_from_host(CREDENTIALS).text
         self.show("with", "the host", "instance metadata: my role?", role, good=role == "node-role", note="untouched")
 
@@ -160,19 +157,39 @@ class Demo:
         text = _attempt(lambda: self.cart.role().text)
         self.show("killed", "pod cart", "HTTP: my role?", text, good="refused" in text)
         got = self.cart.boto3()
-        text = got.get("error", got.get("arn", ""))
+        text = _name(got)
         self.show("killed", "pod cart", "boto3: who am I?", text, good="arn" not in got, note="never the node's")
 
     def identity(self, pod: Pod, expected: str) -> None:
         """A pod's boto3 session tells who it is."""
         self.say(f"boto3 in pod {pod.name}")
         got = pod.boto3()
-        text = got.get("arn", got.get("error", ""))
+        text = _name(got)
         self.show("with", f"pod {pod.name}", "boto3 (IMDSv2): who am I?", text, good=expected in text)
+
+
+def _table(steps: list[Step]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=2)
+    table.add_column(width=WIDEST_WHO, no_wrap=True)
+    table.add_column(width=WIDEST_ASKS, no_wrap=True)
+    table.add_column(overflow="fold")
+    for step in steps:
+        mark = Text("ok", style="green") if step.good else Text("NO", style="bold red")
+        answer = Text(step.answer)
+        if step.note:
+            answer.append(f"  {step.note}", style="yellow" if step.good else "red")
+        table.add_row(mark, step.who, step.asks, answer)
+    return table
 
 
 def _line(status: int, text: str) -> str:
     return f"{status} {text.strip()}"
+
+
+def _name(got: dict[str, str]) -> str:
+    """Who a boto3 session is, without the part of the ARN that all have; or its error."""
+    return got.get("arn", got.get("error", "")).removeprefix(f"arn:aws:sts::{ACCOUNT}:")
 
 
 def _attempt(ask: Callable[[], str]) -> str:
