@@ -50,10 +50,11 @@ async def detect_base_arn() -> str:
         wait=wait_exponential_jitter(initial=0.5, max=15, jitter=0.5),
         before_sleep=log_failure,
     )
-    return str(await retrying(_detect_once))
+    return str(await retrying(detect_base_arn_once))
 
 
-async def _detect_once() -> str:
+async def detect_base_arn_once() -> str:
+    """Ask instance metadata once. Raises DetectionError."""
     endpoint = os.environ.get(ENDPOINT_VARIABLE, "").rstrip("/") or DEFAULT_ENDPOINT
     try:
         # Not through a proxy: instance metadata is on the link, and a proxy would answer for its own instance.

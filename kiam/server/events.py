@@ -36,7 +36,7 @@ MOST_SERIES = 4096
 class EventsApi(Protocol):
     """What is needed of the Kubernetes API."""
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
+    async def post(self, path: str, body: dict[str, Any]) -> object:
         """Create an object. Raises KubeError."""
 
     async def patch(self, path: str, body: dict[str, Any]) -> None:

@@ -101,10 +101,10 @@ class KubeApi:
         async with self._request("GET", path, query, aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)) as response:
             return bytes(await response.read())
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
-        """Create an object. Raises KubeError."""
-        async with self._request("POST", path, {}, aiohttp.ClientTimeout(total=REQUEST_TIMEOUT), body):
-            pass
+    async def post(self, path: str, body: dict[str, Any]) -> bytes:
+        """Create an object; the answer's body. Raises KubeError."""
+        async with self._request("POST", path, {}, aiohttp.ClientTimeout(total=REQUEST_TIMEOUT), body) as response:
+            return bytes(await response.read())
 
     async def patch(self, path: str, body: dict[str, Any]) -> None:
         """Merge fields into an object (RFC 7386). Raises KubeError."""

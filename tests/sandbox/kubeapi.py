@@ -339,6 +339,8 @@ class KubeApi:
             raise ApiError(401, "Unauthorized", "Unauthorized")
         if request.path in ("/version", "/readyz", "/livez"):
             return web.json_response({"major": "1", "minor": "34", "gitVersion": "v1.34.0-sandbox"})
+        if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            return self._review(await request.json())
         resource, namespace, name = _route(request.path)
         verb = _verb(request, name)
         self.requests[f"{verb} {resource}"] += 1
@@ -349,6 +351,12 @@ class KubeApi:
         if verb == "watch":
             return await self._watch(request, resource, namespace, name)
         return await self._single(request, verb, resource, namespace, name)
+
+    def _review(self, body: Json) -> web.Response:
+        """What the token may do, for whoever asks first."""
+        asked = body["spec"]["resourceAttributes"]
+        allowed = self.token is None or asked["verb"] in ALLOWED.get(asked["resource"], ())
+        return web.json_response({**body, "status": {"allowed": allowed}}, status=201)
 
     async def _single(
         self, request: web.Request, verb: str, resource: str, namespace: str | None, name: str | None

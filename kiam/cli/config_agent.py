@@ -1,0 +1,85 @@
+"""What ``kiam config check agent`` tries."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+
+from kiam.agent.failures import UpstreamFailed
+from kiam.agent.passing_on import RouteFilter
+from kiam.agent.settings import AgentSettings
+from kiam.agent.upstream import InstanceMetadata
+from kiam.cli import health
+from kiam.cli.agent import settings_from
+from kiam.cli.config_tls import TLS_FLAGS, check_files, check_handshakes, failed_with, needs
+from kiam.cli.options import tls_files
+from kiam.dataplane.verify.results import CheckResult, Status, failed, passed, warned
+from kiam.errors import UserError
+from kiam.tls.certificates import Side
+
+TIMEOUT = 3.0
+"""Seconds for each thing that is reached."""
+
+
+def checks(arguments: argparse.Namespace, unusable: frozenset[str]) -> Sequence[CheckResult]:
+    """All checks beyond the flags' own values."""
+    results = [*check_files(arguments, Side.CLIENT, unusable)]
+    if bad := unusable.intersection((*TLS_FLAGS, "--server-address")):
+        results.append(needs("server", bad))
+    else:
+        files = tls_files(arguments)
+        handshakes = check_handshakes(arguments.server_address, files, TIMEOUT)
+        results += handshakes
+        if any(result.status is Status.PASS for result in handshakes):
+            results.append(_check_health(arguments))
+    if unusable:
+        return [*results, needs("settings", unusable)]
+    try:
+        settings = settings_from(arguments)
+    except UserError as error:
+        return [*results, failed_with("settings", error, "see kiam agent --help")]
+    return [*results, _check_host(settings), _check_routes(settings), asyncio.run(_check_metadata(settings))]
+
+
+def _check_health(arguments: argparse.Namespace) -> CheckResult:
+    """Ask as kubelet's probe does."""
+    with_timeout = argparse.Namespace(**{**vars(arguments), "timeout": timedelta(seconds=TIMEOUT)})
+    try:
+        health.run(with_timeout)
+    except UserError as error:
+        return failed("server's health", str(error), "see the server's log, and kiam config check server")
+    return passed("server's health", "ok")
+
+
+def _check_host(settings: AgentSettings) -> CheckResult:
+    """Pods are redirected to this address; it has to be the node's, or they are redirected elsewhere."""
+    family = socket.AF_INET if settings.host.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((str(settings.host), 0))
+        except OSError:
+            seen = f"{settings.host} is no address of this machine; fine if you check from elsewhere"
+            return warned("address", seen, "on the node: give --host the node's own address")
+    return passed("address", f"{settings.host} is this machine's")
+
+
+def _check_routes(settings: AgentSettings) -> CheckResult:
+    try:
+        RouteFilter(settings.allow_route_regexp)
+    except UserError as error:
+        return failed("routes", str(error), "give another --allow-route-regexp, such as ^/latest/meta-data/placement/")
+    return passed("routes", f"{settings.allow_route_regexp} is a regular expression")
+
+
+async def _check_metadata(settings: AgentSettings) -> CheckResult:
+    check = "instance metadata"
+    try:
+        async with InstanceMetadata(settings.instance_metadata_url, TIMEOUT) as metadata:
+            return passed(check, f"{settings.instance_metadata_url} says this is {await metadata.instance_id()}")
+    except UpstreamFailed as error:
+        # The agent serves credentials without it; only its /health and what it passes on need it.
+        seen = f"{settings.instance_metadata_url}: {error}"
+        return warned(check, seen, "run this on the node, outside a redirected pod")
