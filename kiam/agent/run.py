@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import REGISTRY
 
@@ -17,11 +18,15 @@ from kiam.agent.handlers import Handlers
 from kiam.agent.identities import REQUEST_BUDGET
 from kiam.agent.listener import is_served, listen, steer_away
 from kiam.agent.metrics import AgentMetrics
+from kiam.agent.node import NodeIdentities
+from kiam.agent.node_state import NodeState
 from kiam.agent.passing_on import PassingOn, RouteFilter
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
 from kiam.agent.settings import AgentSettings
 from kiam.agent.unary import UnaryIdentities
 from kiam.agent.upstream import InstanceMetadata
+from kiam.agent.watch import NodeWatch
+from kiam.agent.watcher import KernelWatcher
 from kiam.errors import UserError
 from kiam.grpc_metrics import client_interceptors
 from kiam.telemetry import serve_telemetry
@@ -55,8 +60,14 @@ async def run_agent(settings: AgentSettings) -> None:
         )
         client = ServerClient(settings.server, reloader, client_interceptors(), tls_metrics.verify_failed)
         stack.push_async_callback(client.close)
-        await stack.enter_async_context(_background(client))
-        identities = UnaryIdentities(client)
+        state = NodeState()
+        watcher = KernelWatcher(
+            lambda address: identities.way_changed(address), lambda address: identities.may_bind(address)
+        )
+        identities = NodeIdentities(state, UnaryIdentities(client), watcher, settings.outage_grace, metrics)
+        stack.callback(watcher.start().close)
+        watch = NodeWatch(client, state, identities, settings.node_name, str(settings.host))
+        await stack.enter_async_context(_background(client.run(), watch.run()))
         handlers = Handlers(
             identities,
             PassingOn(upstream, route_filter, settings.limits, REQUEST_BUDGET),
@@ -68,7 +79,8 @@ async def run_agent(settings: AgentSettings) -> None:
         if redirection is not None:
             # Before the port is opened: from here on a pod is refused or answered, and never reaches the real service.
             await redirection.install()
-        await _serve(settings, handlers, metrics, stop)
+        if await _may_take_over(settings, watch.settled, stop):
+            await _serve(settings, handlers, metrics, stop)
         if redirection is not None:
             await redirection.leave(await asyncio.to_thread(is_served, settings.port))
     log.info("agent stopped")
@@ -83,14 +95,38 @@ def _redirection(settings: AgentSettings) -> Redirection | None:
 
 
 @contextlib.asynccontextmanager
-async def _background(client: ServerClient) -> AsyncIterator[None]:
-    """Keep the connection to the server looked after for as long as the block runs."""
-    task = asyncio.create_task(client.run())
+async def _background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have work done for as long as the block runs. If some of it fails, which is a bug, the block ends with it."""
+    async with asyncio.TaskGroup() as tasks:
+        started = [tasks.create_task(task) for task in work]
+        try:
+            yield
+        finally:
+            for task in started:
+                task.cancel()
+
+
+async def _may_take_over(settings: AgentSettings, settled: asyncio.Event, stop: asyncio.Event) -> bool:
+    """Wait until this agent can answer; False: it was told to stop first.
+
+    With another agent on the port, that is until the server's picture is complete, however long that takes: the old
+    one may know pods that this one doesn't, above all while the server is away. With nobody there, pods are better off
+    with "try again" than with a refused connection, so ``--gateway-timeout-creation`` is enough.
+    """
+    loop = asyncio.get_running_loop()
+    patience = loop.time() + settings.server.creation_timeout.total_seconds()
+    stopped = asyncio.create_task(stop.wait())
+    ready = asyncio.create_task(settled.wait())
     try:
-        yield
+        while not stop.is_set() and not settled.is_set():
+            if loop.time() >= patience and not await asyncio.to_thread(is_served, settings.port):
+                log.warning("starting without the server; pods are told to try again until it is there")
+                break
+            await asyncio.wait({stopped, ready}, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        stopped.cancel()
+        ready.cancel()
+    return not stop.is_set()
 
 
 async def _serve(settings: AgentSettings, handlers: Handlers, metrics: AgentMetrics, stop: asyncio.Event) -> None:

@@ -1,0 +1,261 @@
+"""rtnetlink: asking the kernel about routes, links and neighbours, and hearing of changes (rtnetlink(7)).
+
+The messages are encoded and decoded by pyroute2; its sockets need an event loop of their own kind, so these are plain.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_GETLINK,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+)
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from kiam.agent.bindings import Link, Route
+
+# linux/netlink.h and linux/rtnetlink.h
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
+_GROUPS = (1, 3, 7, 11)  # RTNLGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
+_RTM_F_FIB_MATCH = 0x2000
+_RTN_UNICAST = 1
+# linux/neighbour.h
+_NTF_USE = 0x01
+_NUD_UNUSABLE = 0x01 | 0x20  # INCOMPLETE, FAILED
+_NUD_PERMANENT = 0x80
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER = 1 << 20
+_DATAGRAM = 1 << 16
+_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """A link appeared, changed or (``gone``) disappeared."""
+
+    link: Link
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourChange:
+    """The link-layer address of an IP address; empty: not known any more."""
+
+    link: int
+    address: str
+    lladdr: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortChange:
+    """The port on which a bridge saw a link-layer address; 0: aged away."""
+
+    bridge: int
+    lladdr: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteChange:
+    """Some route to a network changed."""
+
+    network: IPv4Network | IPv6Network
+
+
+Change = LinkChange | NeighbourChange | PortChange | RouteChange
+
+
+class ChangesLostError(Exception):
+    """The kernel had more to tell than the socket could hold: everything must be read anew."""
+
+
+def _open(groups: tuple[int, ...] = ()) -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    try:
+        sock.bind((0, 0))
+        for group in groups:
+            sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Changes:
+    """A socket on which the kernel tells of changes. What is already told can be read without waiting."""
+
+    def __init__(self) -> None:
+        self._marshal = MarshalRtnl()
+        self._sock = _open(_GROUPS)
+        self._sock.setblocking(False)
+
+    def fileno(self) -> int:
+        """For the event loop's reader."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._sock.close()
+
+    def read(self) -> Iterator[Change]:
+        """Everything told so far. Raises ChangesLostError when some of it is lost."""
+        while True:
+            try:
+                data = self._sock.recv(_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    raise ChangesLostError from error
+                raise
+            for message in self._marshal.parse(data):
+                change = _change(message)
+                if change is not None:
+                    yield change
+
+
+class Questions:
+    """A socket to ask on. Calls wait for the kernel's answer: some 50 µs for a route."""
+
+    def __init__(self) -> None:
+        self._marshal = MarshalRtnl()
+        self._sock = _open()
+        self._sock.settimeout(_TIMEOUT)
+        self._sequence = 0
+
+    def close(self) -> None:
+        """No more questions."""
+        self._sock.close()
+
+    def everything(self) -> Iterator[Change]:
+        """All links, neighbours and bridge entries, as if each had just appeared."""
+        links = ifinfmsg()
+        yield from self._dump(links, RTM_GETLINK)
+        for family in (socket.AF_UNSPEC, socket.AF_BRIDGE):
+            neighbours = ndmsg()
+            neighbours["family"] = family
+            yield from self._dump(neighbours, RTM_GETNEIGH)
+
+    def route_to(self, address: str) -> Route | None:
+        """The routing table's entry for an address; None: unreachable."""
+        parsed = ip_address(address)
+        request = rtmsg()
+        request["family"] = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
+        request["dst_len"] = parsed.max_prefixlen
+        # Without it the kernel answers with a route to this one address, whatever the entry is.
+        request["flags"] = _RTM_F_FIB_MATCH
+        request["attrs"] = [("RTA_DST", address)]
+        for message in self._ask(request, RTM_GETROUTE, NLM_F_REQUEST):
+            if message["header"]["type"] == RTM_NEWROUTE:
+                return Route(
+                    link=message.get_attr("RTA_OIF") or 0,
+                    prefix_length=message["dst_len"],
+                    via_gateway=any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH")),
+                    is_unicast=message["type"] == _RTN_UNICAST,
+                )
+        return None
+
+    def resolve(self, link: int, address: str) -> None:
+        """Have the kernel find out an address's link-layer address, as if it had a packet for it. Needs NET_ADMIN."""
+        request = ndmsg()
+        request["family"] = socket.AF_INET6 if ":" in address else socket.AF_INET
+        request["ifindex"] = link
+        request["flags"] = _NTF_USE
+        request["attrs"] = [("NDA_DST", address)]
+        for _ in self._ask(request, RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK):
+            pass
+
+    def _dump(self, request: Any, kind: int) -> Iterator[Change]:
+        for message in self._ask(request, kind, NLM_F_REQUEST | NLM_F_DUMP):
+            change = _change(message)
+            if change is not None:
+                yield change
+
+    def _ask(self, request: Any, kind: int, flags: int) -> Iterator[Any]:
+        """Send one request; the messages of its answer. An error is an answer without messages."""
+        self._sequence += 1
+        sequence = self._sequence
+        request["header"]["type"] = kind
+        request["header"]["flags"] = flags
+        request["header"]["sequence_number"] = sequence
+        request.encode()
+        self._sock.send(request.data)
+        while True:
+            try:
+                data = self._sock.recv(_DATAGRAM)
+            except TimeoutError:
+                # No answer is "not known", and what isn't known isn't believed.
+                return
+            for message in self._marshal.parse(data):
+                header = message["header"]
+                if header["sequence_number"] != sequence:
+                    continue
+                if header["type"] in (NLMSG_ERROR, NLMSG_DONE):
+                    return
+                yield message
+                if kind == RTM_GETROUTE:
+                    return
+
+
+def _change(message: Any) -> Change | None:
+    kind = message["header"]["type"]
+    if kind in (RTM_NEWLINK, RTM_DELLINK):
+        return _link_change(message, gone=kind == RTM_DELLINK)
+    if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+        return _neighbour_change(message, gone=kind == RTM_DELNEIGH)
+    if kind in (RTM_NEWROUTE, RTM_DELROUTE):
+        any_address = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104  # the default route's network
+        if message["family"] not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        destination = message.get_attr("RTA_DST") or any_address
+        return RouteChange(ip_network(f"{destination}/{message['dst_len']}", strict=False))
+    return None
+
+
+def _link_change(message: Any, gone: bool) -> LinkChange | None:
+    # A bridge reports on its ports with messages of the bridge family; DELLINK then only means "no port any more".
+    if message["family"] == socket.AF_BRIDGE:
+        return None
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
+    return LinkChange(Link(message["index"], kind, message.get_attr("IFLA_MASTER") or 0), gone)
+
+
+def _neighbour_change(message: Any, gone: bool) -> NeighbourChange | PortChange | None:
+    lladdr = message.get_attr("NDA_LLADDR") or ""
+    if message["family"] == socket.AF_BRIDGE:
+        bridge = message.get_attr("NDA_MASTER") or 0
+        # The bridge's and the ports' own addresses are in the table too, as permanent entries; no pod is behind them.
+        if not bridge or not lladdr or message["state"] & _NUD_PERMANENT:
+            return None
+        return PortChange(bridge, lladdr, 0 if gone else message["ifindex"])
+    if message["family"] not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    address = message.get_attr("NDA_DST")
+    if not address:
+        return None
+    if gone or message["state"] & _NUD_UNUSABLE:
+        lladdr = ""
+    return NeighbourChange(message["ifindex"], address, lladdr)

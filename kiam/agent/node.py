@@ -1,0 +1,241 @@
+"""Answers from what the server has pushed, and by unary calls where nothing is pushed."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from time import time
+from typing import Protocol
+
+from kiam.agent.failures import Forbidden, RequestFailure
+from kiam.agent.identities import PodIdentities
+from kiam.agent.metrics import AgentMetrics
+from kiam.agent.node_state import NodeState
+from kiam.agent.verdicts import not_yet_known, several_pods
+from kiam.rpc import kiam_pb2
+
+log = logging.getLogger(__name__)
+
+_MOST_REPORTS = 16
+"""Refusals that are told to the server at the same time; what is more goes untold."""
+_REPORT_EVERY = 1.0
+"""Seconds between two such reports about one address."""
+_REPORT_SECONDS = 5.0
+
+
+class Link(enum.Enum):
+    """How things stand with the server's stream."""
+
+    NONE = "none"
+    """No stream yet, or a server that has none: unary calls."""
+    LIVE = "live"
+    """The snapshot is complete and changes come in."""
+    ALONE = "alone"
+    """There was a stream; memory answers for pods whose way the kernel says is unchanged."""
+
+
+class Ways(Protocol):
+    """The part of :class:`kiam.agent.watcher.KernelWatcher` that is needed here."""
+
+    def want(self, address: str) -> None:
+        """A pod has this address."""
+
+    def forget(self, address: str) -> None:
+        """No pod has it any more."""
+
+    def holds(self, address: str) -> bool:
+        """Whether the way to it is known and unchanged."""
+
+
+class NodeIdentities:
+    """Implements :class:`kiam.agent.identities.PodIdentities` from a node's pushed state.
+
+    - Stream live: memory answers; who isn't pushed yet is waited for.
+    - Server away: memory answers for a pod that is *bound* (the kernel's way to its address is the one it had when the
+      server last spoke) and whose credentials are good, for at most the outage grace. Everyone else is a stranger and
+      waits for the server.
+    - A server without streams: unary calls, and nothing is remembered.
+    """
+
+    def __init__(
+        self, state: NodeState, unary: PodIdentities, ways: Ways, outage_grace: timedelta, metrics: AgentMetrics
+    ) -> None:
+        self._state = state
+        self._unary = unary
+        self._ways = ways
+        self._grace = outage_grace.total_seconds()
+        self._metrics = metrics
+        self._link = Link.NONE
+        self._alone_since = 0.0
+        # Addresses whose way changed while the stream was live: another pod's perhaps, which the server will say.
+        self._suspects: set[str] = set()
+        self._reported: dict[str, float] = {}
+        self._reports: set[asyncio.Task[None]] = set()
+        self.suspected = asyncio.Event()
+        """Set when an address needs the server's confirmation."""
+        metrics.watch_memory(self._alone_seconds, lambda: float(len(state.pods)))
+
+    # ---- told by the stream and the kernel
+
+    @property
+    def link(self) -> Link:
+        """How things stand with the stream."""
+        return self._link
+
+    def apply(self, update: kiam_pb2.NodeUpdate) -> None:
+        """Take in one update of the stream."""
+        if update.WhichOneof("update") == "snapshot_complete":
+            self._complete()
+            return
+        changed = self._state.apply(update)
+        for address in changed:
+            # A pod of which the server speaks anew is confirmed, whoever had the address before.
+            self._suspects.discard(address)
+            self._bind(address)
+
+    def lost(self) -> None:
+        """The stream broke."""
+        if self._link is Link.LIVE:
+            self._link = Link.ALONE
+            self._alone_since = time()
+            log.warning(
+                "on our own: %d pods are answered from memory for up to %g s", len(self._state.pods), self._grace
+            )
+            self._state.wake_all()
+
+    def no_stream(self) -> None:
+        """The server has no streams: what an earlier one pushed is not kept up to date any more."""
+        self._link = Link.NONE
+        for address in self._state.clear():
+            self._ways.forget(address)
+        self._suspects.clear()
+        self._state.wake_all()
+
+    def way_changed(self, address: str) -> None:
+        """The kernel's way to an address is another one: whoever is there now, memory doesn't know."""
+        self._metrics.bindings_dropped.inc()
+        self._suspects.add(address)
+        if self._link is Link.LIVE:
+            self.suspected.set()
+
+    def may_bind(self, address: str) -> bool:
+        """Whether an address whose way only now becomes known may be bound: only while the server keeps us informed."""
+        return self._link is Link.LIVE and address not in self._suspects
+
+    def _complete(self) -> None:
+        if self._link is not Link.LIVE:
+            log.info("the server's picture of this node is complete: %d pods", len(self._state.pods))
+        self._link = Link.LIVE
+        suspects, self._suspects = self._suspects, set()
+        for address in suspects:
+            self._bind(address)
+        # Those that waited under the old circumstances look again.
+        self._state.wake_all()
+
+    def _bind(self, address: str) -> None:
+        if self._state.pod_at(address) is None:
+            self._ways.forget(address)
+        else:
+            self._ways.want(address)
+
+    # ---- asked by the handlers
+
+    def role_now(self, address: str) -> bytes | None:
+        """From memory, if it may answer."""
+        return self._state.role_at(address) if self._may_answer(address) else None
+
+    def credentials_now(self, address: str, role: str) -> bytes | None:
+        """From memory, if it may answer."""
+        if not self._may_answer(address):
+            return None
+        try:
+            return self._state.credentials_at(address, role)
+        except Forbidden:
+            self._report(address, role)
+            raise
+
+    async def role(self, address: str, deadline: float) -> bytes:
+        """From memory as soon as it knows, or from the server."""
+        return await self._wait(
+            address, deadline, lambda: self.role_now(address), lambda: self._unary.role(address, deadline)
+        )
+
+    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+        """From memory as soon as it knows, or from the server."""
+        return await self._wait(
+            address,
+            deadline,
+            lambda: self.credentials_now(address, role),
+            lambda: self._unary.credentials(address, role, deadline),
+        )
+
+    async def server_health(self, deadline: float) -> str:
+        """The server's own word."""
+        return await self._unary.server_health(deadline)
+
+    def alone_since(self) -> float | None:
+        """When the stream broke that hasn't come back."""
+        return self._alone_since if self._link is Link.ALONE else None
+
+    def _may_answer(self, address: str) -> bool:
+        """Whether memory may speak for an address.
+
+        Which attack: a pod that got the address of another one while nobody could tell us would get its credentials.
+        """
+        if self._link is Link.LIVE:
+            return address not in self._suspects
+        if self._link is Link.ALONE and time() - self._alone_since < self._grace and self._ways.holds(address):
+            self._metrics.outage_answers.inc()
+            return True
+        return False
+
+    async def _wait(
+        self,
+        address: str,
+        deadline: float,
+        remembered: Callable[[], bytes | None],
+        ask_server: Callable[[], Awaitable[bytes]],
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        while True:
+            # Taken before looking, so that no change falls in between.
+            change = self._state.change(address)
+            body = remembered()
+            if body is not None:
+                return body
+            if self._link is not Link.LIVE:
+                return await ask_server()
+            left = deadline - loop.time()
+            if left <= 0:
+                raise several_pods() if self._state.is_shared(address) else not_yet_known()
+            await asyncio.wait({change}, timeout=left)
+
+    # ---- telling the server of refusals
+
+    def _report(self, address: str, role: str) -> None:
+        """Let the server see a request that was refused here, so that it writes the pod's Event as it always does."""
+        now = asyncio.get_running_loop().time()
+        if (
+            self._link is not Link.LIVE
+            or len(self._reports) >= _MOST_REPORTS
+            or now - self._reported.get(address, -_REPORT_EVERY) < _REPORT_EVERY
+        ):
+            return
+        if len(self._reported) > 4096:
+            self._reported.clear()
+        self._reported[address] = now
+        task = asyncio.create_task(self._tell(address, role, now + _REPORT_SECONDS))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _tell(self, address: str, role: str, deadline: float) -> None:
+        try:
+            await self._unary.credentials(address, role, deadline)
+        except RequestFailure as failure:
+            log.debug("the server says of a refused request: %s", failure)
+
+    def _alone_seconds(self) -> float:
+        return time() - self._alone_since if self._link is Link.ALONE else 0.0
