@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from grpc import aio
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 Unary = Callable[[Any, aio.ServicerContext[Any, Any]], Awaitable[Any]]
-Stream = Callable[[Any, aio.ServicerContext[Any, Any]], AsyncIterator[Any]]
+Stream = Callable[[Any, aio.ServicerContext[Any, Any]], AsyncGenerator[Any, None]]
 
 _SPECIAL = {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
 _NAMES = {
@@ -123,14 +124,15 @@ def _count_unary(behaviour: Unary, metrics: _MethodMetrics) -> Unary:
 
 
 def _count_stream(behaviour: Stream, metrics: _MethodMetrics) -> Stream:
-    async def counted(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def counted(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncGenerator[Any, None]:
         metrics.started.inc()
         metrics.received.inc()
         failure: BaseException | None = None
         try:
-            async for message in behaviour(request, context):
-                metrics.sent.inc()
-                yield message
+            async with aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
+                    metrics.sent.inc()
+                    yield message
         except BaseException as error:
             failure = error
             raise

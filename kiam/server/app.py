@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 
-from prometheus_client import Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from kiam.errors import UserError
@@ -26,6 +26,7 @@ from kiam.server.reflector import NAMESPACES, PODS, Reflector
 from kiam.server.service import Service
 from kiam.server.store import NamespaceStore, PodStore
 from kiam.server.sts import BotoSTS, STSError
+from kiam.server.watch import NodeStreams
 from kiam.telemetry import serve_telemetry
 from kiam.tls.certificates import Side
 from kiam.tls.metrics import TLSMetrics
@@ -38,23 +39,29 @@ DRAIN_SECONDS = 10.0
 STORES = ("pods", "namespaces")
 BASE_ARN, STS_ANSWER = "the role base ARN", "STS"
 
-Counter("kiam_k8s_dropped_pods", "Pods lost by prefetching. Always 0: pods wait in the store, not in a buffer.")
-
 
 class Server:
     """The parts, and how they are wired. :meth:`start` once, then :meth:`drain`."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry = REGISTRY) -> None:
         """Read the certificates. Raises UserError."""
         self._config = config
-        self._tls = TLSReloader(config.tls, Side.SERVER, TLSMetrics(Side.SERVER))
+        self._registry = registry
+        self._tls = TLSReloader(config.tls, Side.SERVER, TLSMetrics(Side.SERVER, registry))
         self._pods = PodStore()
         self._namespaces = NamespaceStore()
         self._events = EventRecorder()
         self._judge: Judge | None = None
         awaited = [*STORES, STS_ANSWER] if config.role_base_arn else [BASE_ARN, *STORES, STS_ANSWER]
         self._readiness = Readiness(awaited)
-        self._grpc = make_grpc_server(config, ServerMetrics())
+        self._grpc = make_grpc_server(config, ServerMetrics(registry))
+        Counter(
+            "kiam_k8s_dropped_pods",
+            "Pods lost by prefetching. Always 0: pods wait in the store, not in a buffer.",
+            registry=registry,
+        )
+        self.port = 0
+        """Where it listens, once it does."""
         self._service: Service | None = None
         self._api: KubeApi | None = None
 
@@ -69,7 +76,7 @@ class Server:
             config.fetchers,
         )
         api = self._api = await KubeApi.connect(config.kubeconfig)
-        credentials = CredentialsManager(sts, config.fetchers, config.session_refresh, Metrics())
+        credentials = CredentialsManager(sts, config.fetchers, config.session_refresh, Metrics(self._registry))
         service = self._service = Service(
             self._pods,
             self._known_judge,
@@ -77,24 +84,25 @@ class Server:
             self._events,
             self._readiness,
             CertifiedNode() if config.node_authorization else AnyNode(),
+            NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
             (BASE_ARN, *STORES),
         )
         kiam_pb2_grpc.add_KiamServiceServicer_to_server(service, self._grpc)
-        port = listen(self._grpc, config.bind, self._tls)
+        self.port = listen(self._grpc, config.bind, self._tls)
         await self._grpc.start()
-        log.info("listening on %s (port %d), STS is %s", config.bind, port, sts.endpoint)
+        log.info("listening on %s (port %d), STS is %s", config.bind, self.port, sts.endpoint)
         tasks.create_task(self._tls.watch(lambda: None))
         tasks.create_task(credentials.run())
         tasks.create_task(self._events.run(api))
         tasks.create_task(self._await_sts(sts))
         tasks.create_task(self._fill(tasks, api, credentials))
 
-    async def drain(self) -> None:
-        """Answer what is held, let calls under way end, and close."""
+    async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Answer what is held, let calls under way end for so many seconds at most, and close."""
         self._readiness.stop()
         if self._service is not None:
             self._service.stop()
-        await self._grpc.stop(DRAIN_SECONDS)
+        await self._grpc.stop(seconds)
         if self._api is not None:
             await self._api.close()
 
@@ -135,7 +143,7 @@ class Server:
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(STSError),
-            wait=wait_exponential_jitter(initial=0.5, max=15, jitter=0.5),
+            wait=wait_exponential_jitter(multiplier=0.5, max=15, jitter=0.5),
             before_sleep=log_failure,
         )
         identity: str = await retrying(asyncio.to_thread, sts.check)

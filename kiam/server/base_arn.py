@@ -47,7 +47,7 @@ async def detect_base_arn() -> str:
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(DetectionError),
-        wait=wait_exponential_jitter(initial=0.5, max=15, jitter=0.5),
+        wait=wait_exponential_jitter(multiplier=0.5, max=15, jitter=0.5),
         before_sleep=log_failure,
     )
     return str(await retrying(detect_base_arn_once))

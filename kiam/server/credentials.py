@@ -24,10 +24,10 @@ from kiam.server.sts import STS, THROTTLING, Issued, STSError
 
 log = logging.getLogger(__name__)
 
-REFUSED_BACKOFF = wait_exponential_jitter(initial=2, max=60, jitter=1)
+REFUSED_BACKOFF = wait_exponential_jitter(multiplier=2, max=60, jitter=1)
 """Seconds between calls for one identity after AWS said no: a new role or trust policy takes AWS seconds to spread."""
-THROTTLED_BACKOFF = wait_exponential_jitter(initial=4, max=120, jitter=4)
-UNREACHABLE_BACKOFF = wait_exponential_jitter(initial=0.5, max=30, jitter=0.5)
+THROTTLED_BACKOFF = wait_exponential_jitter(multiplier=4, max=120, jitter=4)
+UNREACHABLE_BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)
 _RETRYING = Retrying()
 
 URGENT, BACKGROUND = 0, 1

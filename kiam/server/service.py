@@ -1,11 +1,12 @@
-"""The unary calls: conventional kiam's, with its texts, and codes that fit."""
+"""The gRPC service: conventional kiam's unary calls, with its texts and codes that fit, and the nodes' stream."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -22,6 +23,7 @@ from kiam.server.policy import forbidden_message
 from kiam.server.readiness import Readiness
 from kiam.server.store import MultiplePodsError, PodStore
 from kiam.server.waiting import Waiting
+from kiam.server.watch import NodeStreams
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ LONGEST_ROLE = 2048
 
 
 class Service(kiam_pb2_grpc.KiamServiceServicer):
-    """Answers from the stores and the credentials held. WatchNode is added by :mod:`kiam.server.watch`."""
+    """Answers from the stores and the credentials held."""
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         events: EventRecorder,
         readiness: Readiness,
         authorization: Authorization,
+        streams: NodeStreams,
         needed: tuple[str, ...],
     ) -> None:
         """``needed``: what readiness calls the things without which no pod can be found or judged."""
@@ -62,7 +65,9 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self._events = events
         self._readiness = readiness
         self._authorization = authorization
+        self._streams = streams
         self._needed = needed
+        self._filled = asyncio.Event()
         self.arrivals = Waiting()
         """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
         pods.listen(self._pod_changed)
@@ -115,18 +120,60 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                 ((RETRY_AFTER, str(math.ceil(error.retry_after))),),
             )
 
+    async def WatchNode(
+        self, request: kiam_pb2.WatchNodeRequest, context: Context
+    ) -> AsyncIterator[kiam_pb2.NodeUpdate]:
+        """Push a node's pods and their credentials: a snapshot, then every change."""
+        node_name, host_ip = await self._node(request, context)
+        await self._filled.wait()
+        stream = self._streams.open(node_name, host_ip, request)
+        try:
+            if not self._readiness.stopping:
+                yield self._streams.hello(stream)
+                for update in stream.updates():
+                    yield update
+                yield kiam_pb2.NodeUpdate(snapshot_complete=kiam_pb2.SnapshotComplete())
+            while await stream.wait():
+                for update in stream.updates():
+                    yield update
+        finally:
+            self._streams.close(stream)
+        await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+
     def ready(self) -> None:
         """The stores are complete: let held calls go on."""
+        self._filled.set()
         self.arrivals.tell("ready")
 
     def stop(self) -> None:
         """Answer the calls that are held; the server ends, and another replica may know more."""
+        self._filled.set()
         self.arrivals.tell_all()
+        self._streams.end_all()
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None and len(self.arrivals):
             for address in new.addresses:
                 self.arrivals.tell(address)
+
+    async def _node(self, request: kiam_pb2.WatchNodeRequest, context: Context) -> tuple[str, str]:
+        """The name or address of the node that a stream is for; refuses one the caller doesn't speak for."""
+        node_name, allowed = request.node_name, self._authorization.nodes(context)
+        if allowed is None:
+            if not node_name and not request.host_ip:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "node_name or host_ip must be given")
+            return node_name, "" if node_name else await _canonical(request.host_ip, context)
+        if not node_name and len(allowed) == 1:
+            (node_name,) = allowed
+        # The attack stopped: a key stolen from one node must not open the stream of another.
+        if node_name not in allowed:
+            await _abort(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the certificate speaks for {', '.join(sorted(allowed)) or 'no node'}, not for '{node_name}'; "
+                "give the agent a certificate with its node's name as DNS SAN",
+            )
+        return node_name, ""
 
     async def _find(self, ip: str, context: Context, not_found: str, hold_until: float) -> Pod:
         """The pod at an address, held until there is one."""

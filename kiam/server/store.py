@@ -76,6 +76,11 @@ class PodStore:
             raise MultiplePodsError(address)
         return staying[0] if staying else None
 
+    def claimants(self, address: str) -> tuple[Pod, ...]:
+        """All pods that list an address, rightly or not."""
+        found = self._by_address.get(address)
+        return () if found is None else _as_tuple(found)
+
     def put(self, pod: Pod) -> None:
         """Take over a pod as it is now."""
         if pod.host_ip and pod.node:

@@ -92,7 +92,7 @@ async def test_refused_stream_is_handled_under_its_code(pair: _Pair, side: str) 
 
 
 async def test_method_nobody_implements_makes_no_counters(pair: _Pair) -> None:
-    made_up = pair.channel.unary_unary("/kiam.KiamService/MadeUp")
+    made_up: Any = pair.channel.unary_unary("/kiam.KiamService/MadeUp")
     with pytest.raises(aio.AioRpcError, match="UNIMPLEMENTED"):
         await made_up(b"")
     methods = {
