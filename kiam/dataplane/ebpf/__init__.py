@@ -15,7 +15,7 @@ from kiam.dataplane import Condition, Counters, Inspection, WantedState
 from kiam.dataplane.ebpf import bpf, node
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps, read_configs
-from kiam.dataplane.ebpf.loader import request
+from kiam.dataplane.ebpf.request import write_request
 from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, Config, differences, wanted_hooks
 from kiam.errors import UserError
 
@@ -43,7 +43,7 @@ class EbpfDataplane:
             agents = {known.agent for known in read_configs(found) if known is not None}
             if not _problems(found, config) and (config.agent is None or agents == {config.agent}):
                 return
-        _run_loader(request(wanted, cgroup))
+        _run_loader(write_request(wanted, cgroup))
 
     def remove(self) -> None:
         """See Dataplane.remove."""

@@ -16,15 +16,15 @@ import struct
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
+from kiam.dataplane import WantedState
 from kiam.dataplane.cgroups import find_cgroup2_root
 from kiam.dataplane.ebpf import bpf, node
 from kiam.dataplane.ebpf.guard import Guard
 from kiam.dataplane.ebpf.hooks import attach_all, find_ours, open_cgroup, open_maps, read_configs
+from kiam.dataplane.ebpf.request import parse_request
 from kiam.dataplane.ebpf.state import (
     CONFIG_MAP,
     COUNTERS_MAP,
@@ -41,36 +41,6 @@ from kiam.errors import UserError
 _PROBE_MAP = "kiam_probe_map"
 _SO_COOKIE = 57
 """asm-generic/socket.h, since Linux 4.12."""
-
-
-def request(wanted: WantedState, cgroup: Path) -> str:
-    """The line that asks the loader for a wanted state on a cgroup."""
-    return json.dumps(
-        {
-            "cgroup": str(cgroup),
-            "host_address": str(wanted.host_address),
-            "host_address6": None if wanted.host_address6 is None else str(wanted.host_address6),
-            "port": wanted.port,
-            "interface": str(wanted.interface),
-            "host_network": wanted.host_network.value,
-            "agent_cgroup": wanted.agent_cgroup,
-        }
-    )
-
-
-def parse_request(line: str) -> tuple[WantedState, Path]:
-    """What ``request`` wrote."""
-    fields: dict[str, Any] = json.loads(line)
-    address6 = fields["host_address6"]
-    wanted = WantedState(
-        host_address=IPv4Address(fields["host_address"]),
-        port=fields["port"],
-        interface=InterfacePattern.parse(fields["interface"]),
-        host_address6=None if address6 is None else IPv6Address(address6),
-        host_network=HostNetwork(fields["host_network"]),
-        agent_cgroup=fields["agent_cgroup"],
-    )
-    return wanted, Path(fields["cgroup"])
 
 
 def _compile() -> Any:
@@ -95,7 +65,10 @@ def _load(module: Any, hook: Hook) -> int:
 
 
 def _map(module: Any, name: str) -> int:
-    return int(module[name].map_fd)
+    # Not module[name]: bcc's Python knows no socket storage.
+    from bcc.libbcc import lib
+
+    return int(lib.bpf_table_fd(module.module, name.encode()))
 
 
 def _keep_map(module: Any, name: str, old: dict[str, int]) -> None:

@@ -1,0 +1,40 @@
+"""What the loader is asked for, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
+
+
+def write_request(wanted: WantedState, cgroup: Path) -> str:
+    """The line that asks the loader for a wanted state on a cgroup."""
+    return json.dumps(
+        {
+            "cgroup": str(cgroup),
+            "host_address": str(wanted.host_address),
+            "host_address6": None if wanted.host_address6 is None else str(wanted.host_address6),
+            "port": wanted.port,
+            "interface": str(wanted.interface),
+            "host_network": wanted.host_network.value,
+            "agent_cgroup": wanted.agent_cgroup,
+        }
+    )
+
+
+def parse_request(line: str) -> tuple[WantedState, Path]:
+    """What ``write_request`` wrote."""
+    fields: dict[str, Any] = json.loads(line)
+    address6 = fields["host_address6"]
+    wanted = WantedState(
+        host_address=IPv4Address(fields["host_address"]),
+        port=fields["port"],
+        interface=InterfacePattern.parse(fields["interface"]),
+        host_address6=None if address6 is None else IPv6Address(address6),
+        host_network=HostNetwork(fields["host_network"]),
+        agent_cgroup=fields["agent_cgroup"],
+    )
+    return wanted, Path(fields["cgroup"])
