@@ -1,0 +1,235 @@
+"""What a pod's process does, told by lines of JSON on standard input; standard library only, started in the pod.
+
+A request is ``[function, argument, ...]``, an answer ``{"value": ...}`` or ``{"error": "ECONNREFUSED"}``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 1.0
+IPPROTO_MPTCP = 262
+CONNECTIONS: dict[str, socket.socket] = {}
+LOAD: dict[str, Any] = {}
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _ask(connection: socket.socket) -> dict[str, Any]:
+    connection.sendall(b"who\n")
+    return _read(connection)
+
+
+def _read(connection: socket.socket) -> dict[str, Any]:
+    line = b""
+    while not line.endswith(b"\n"):
+        part = connection.recv(4096)
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "closed")
+        line += part
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def open_connection(name: str, address: str, port: int, kind: str = "tcp") -> dict[str, Any]:
+    """Connect, keep the connection under that name, and say what the process sees of it."""
+    protocol = IPPROTO_MPTCP if kind == "mptcp" else 0
+    connection = socket.socket(_family(address), socket.SOCK_STREAM, protocol)
+    connection.settimeout(TIMEOUT)
+    if kind == "fastopen":
+        connection.settimeout(None)  # or the connection goes on by itself and sendto fails with EINPROGRESS
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))
+        connection.sendto(b"who\n", socket.MSG_FASTOPEN, (address, port))
+        connection.settimeout(TIMEOUT)
+    else:
+        connection.connect((address, port))
+    CONNECTIONS[name] = connection
+    answer = _read(connection) if kind == "fastopen" else _ask(connection)
+    return {**answer, "own": connection.getsockname()[0], "peer_seen": connection.getpeername()[0]}
+
+
+def ask(name: str) -> dict[str, Any]:
+    """Ask once more on a kept connection."""
+    return _ask(CONNECTIONS[name])
+
+
+def close(name: str) -> None:
+    """Close a kept connection."""
+    CONNECTIONS.pop(name).close()
+
+
+def who(address: str, port: int = 80, kind: str = "tcp") -> dict[str, Any]:
+    """Connect, ask once, close."""
+    answer = open_connection("once", address, port, kind)
+    close("once")
+    return answer
+
+
+def many(address: str, port: int, number: int) -> dict[str, int]:
+    """So many connections, all open together; how many each service answered."""
+    services: dict[str, int] = {}
+    everyone = threading.Barrier(number)
+
+    def one() -> None:
+        try:
+            with socket.create_connection((address, port), timeout=10) as connection:
+                everyone.wait(10)
+                service = _ask(connection)["service"]
+        except OSError as error:
+            service = errno.errorcode.get(error.errno or 0, str(error))
+        services[service] = services.get(service, 0) + 1
+
+    threads = [threading.Thread(target=one) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return services
+
+
+def start_load(address: str, port: int, threads: int) -> None:
+    """Connect, ask and close again and again, in so many threads."""
+    stop = threading.Event()
+    services: dict[str, int] = {}
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                with socket.create_connection((address, port), timeout=5) as connection:
+                    service = _ask(connection)["service"]
+            except OSError as error:
+                service = errno.errorcode.get(error.errno or 0, str(error))
+            services[service] = services.get(service, 0) + 1
+            time.sleep(0.001)
+
+    workers = [threading.Thread(target=run) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    LOAD.update(stop=stop, workers=workers, services=services)
+
+
+def load_so_far() -> dict[str, int]:
+    """How many connections of the load each service has answered."""
+    return dict(LOAD["services"])
+
+
+def stop_load() -> dict[str, int]:
+    """End the load; how many connections each service answered."""
+    LOAD["stop"].set()
+    for worker in LOAD["workers"]:
+        worker.join()
+    return dict(LOAD["services"])
+
+
+def datagram(address: str, port: int) -> None:
+    """Send a UDP datagram."""
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", (address, port))
+
+
+def datagram_connected(address: str, port: int) -> None:
+    """Send a UDP datagram after connect."""
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sender:
+        sender.connect((address, port))
+        sender.send(b"x")
+
+
+def ping(address: str) -> None:
+    """Send an ICMP echo request."""
+    six = ":" in address
+    protocol = socket.getprotobyname("ipv6-icmp") if six else socket.IPPROTO_ICMP
+    header = struct.pack("!BBHHH", 128 if six else 8, 0, 0, 1, 1)
+    checksum = 0 if six else _checksum(header)  # the kernel fills in ICMPv6's
+    with socket.socket(_family(address), socket.SOCK_RAW, protocol) as raw:
+        raw.sendto(header[:2] + struct.pack("!H", checksum) + header[4:], (address, 0))
+
+
+def _checksum(data: bytes) -> int:
+    data += b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return 0xFFFF - total
+
+
+FLAGS = {"fin": 1, "syn": 2, "rst": 4, "ack": 16}
+
+
+def _segment(source: str, address: str, port: int, flags: str, payload: bytes, good_checksum: bool) -> bytes:
+    bits = sum(FLAGS[flag] for flag in flags.split("+"))
+    header = struct.pack("!HHIIBBHHH", 40000, port, 1, 1, 5 << 4, bits, 1000, 0, 0)
+    family = _family(address)
+    ends = socket.inet_pton(family, source) + socket.inet_pton(family, address)
+    length = len(header) + len(payload)
+    tail = struct.pack("!IHBB", length, 0, 0, 6) if family == socket.AF_INET6 else struct.pack("!BBH", 0, 6, length)
+    checksum = _checksum(ends + tail + header + payload) ^ (0 if good_checksum else 0x1234)
+    return header[:16] + struct.pack("!H", checksum) + header[18:] + payload
+
+
+def raw_segment(source: str, address: str, port: int, flags: str, good_checksum: bool = True) -> None:
+    """Send a TCP segment that no connect made, through a raw socket (capability NET_RAW)."""
+    segment = _segment(source, address, port, flags, b"GET / HTTP/1.0\r\n\r\n", good_checksum)
+    with socket.socket(_family(address), socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.sendto(segment, (address, 0))
+
+
+def packet_socket_segment(source: str, address: str, port: int, flags: str, interface: str, gateway_mac: str) -> None:
+    """Send a TCP segment, IP header and all, through a packet socket, which skips the pod's own IP layer."""
+    segment = _segment(source, address, port, flags, b"GET / HTTP/1.0\r\n\r\n", True)
+    if ":" in address:
+        ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, address)
+        packet = struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + ends + segment
+        protocol = 0x86DD
+    else:
+        ends = socket.inet_aton(source) + socket.inet_aton(address)
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 1, 0, 64, 6, 0) + ends
+        packet = header[:10] + struct.pack("!H", _checksum(header)) + header[12:] + segment
+        protocol = 0x0800
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol) as raw:
+        raw.sendto(packet, (interface, protocol, 0, 0, bytes.fromhex(gateway_mac.replace(":", ""))))
+
+
+def fragments(source: str, address: str) -> None:
+    """Send a UDP datagram in two fragments, the second of which has no ports to look at."""
+    payload = struct.pack("!HHHH", 40000, 123, 8 + 16, 0) + b"x" * 16
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        for offset, part in ((0, payload[:16]), (2, payload[16:])):
+            more = 0x2000 if offset == 0 else 0
+            ends = socket.inet_aton(source) + socket.inet_aton(address)
+            header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(part), 77, more | offset, 64, 17, 0) + ends
+            raw.sendto(header + part, (address, 0))
+
+
+def sysctl(name: str, value: str) -> None:
+    """Set a sysctl of this network namespace."""
+    Path("/proc/sys/net", name).write_text(value)
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: not to outlive a killed test
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            answer = {"value": globals()[name](*arguments)}
+        except TimeoutError:
+            answer = {"error": "ETIMEDOUT"}
+        except OSError as error:
+            answer = {"error": errno.errorcode.get(error.errno or 0, str(error))}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
