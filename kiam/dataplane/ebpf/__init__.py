@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from kiam.dataplane import Condition, Counters, Inspection, WantedState
+from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.ebpf import bpf, node
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps, read_configs
@@ -35,6 +36,7 @@ class EbpfDataplane:
 
     def install(self, wanted: WantedState) -> None:
         """See Dataplane.install. Nothing is compiled when the kernel already holds the wanted state."""
+        check_addresses(wanted)
         node.require_capabilities()
         cgroup = self._cgroup()
         with open_cgroup(cgroup) as descriptor:

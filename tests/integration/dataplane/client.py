@@ -76,6 +76,12 @@ def who(address: str, port: int = 80, kind: str = "tcp") -> dict[str, Any]:
     return answer
 
 
+def try_connect(address: str, port: int) -> None:
+    """Send the first packet of a connection, and don't wait long for an answer."""
+    with socket.create_connection((address, port), timeout=0.1):
+        pass
+
+
 def many(address: str, port: int, number: int) -> dict[str, int]:
     """So many connections, all open together; how many each service answered."""
     services: dict[str, int] = {}
