@@ -104,15 +104,12 @@ def _ask_netns_cookie(module: Any) -> int:
     return int(cookie)
 
 
-def _keep_agent(config: Config, old: list[Config | None], cgroup: Path) -> Config:
+def _keep_agent(config: Config, old: list[Config | None]) -> Config:
     """A reinstall from outside the agent's pod (a systemd unit) doesn't take its exception away while the pod lives."""
     if config.agent is not None:
         return config
     for known in old:
-        if known is None or known.agent is None:
-            continue
-        alive = {path.stat().st_ino for path in cgroup.glob("/".join("*" * known.agent.level)) if path.is_dir()}
-        if known.agent.cgroup_id in alive:
+        if known is not None and known.agent is not None and node.is_alive(known.agent):
             return replace(config, agent=known.agent)
     return config
 
@@ -125,7 +122,7 @@ def install(wanted: WantedState, cgroup: Path) -> None:
         # Two at once (an init container, the agent, someone's shell) would each add their own programs.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         ours = find_ours(descriptor)
-        config = _keep_agent(config, read_configs(ours), cgroup)
+        config = _keep_agent(config, read_configs(ours))
         module = _compile()
         if config.host_netns is None:
             config = replace(config, host_netns=_ask_netns_cookie(module))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -33,11 +34,15 @@ _CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21}
 """linux/capability.h. SYS_ADMIN and not BPF: opening a program or map by its identifier needs no less."""
 
 
+def missing_capabilities(status: str) -> list[str]:
+    """Which of the needed capabilities a process lacks, from its ``/proc/<pid>/status``."""
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    return [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+
+
 def require_capabilities() -> None:
     """Raise UserError unless this process may load, find and attach the programs."""
-    status = Path("/proc/self/status").read_text()
-    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
-    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    missing = missing_capabilities(Path("/proc/self/status").read_text())
     if missing:
         raise UserError(
             f"the eBPF dataplane needs the {' and '.join(missing)} "
@@ -87,6 +92,15 @@ def pod_cgroups(cgroup: Path, required: bool) -> tuple[CgroupPlace, ...]:
     if len(found) > MAX_POD_CGROUPS:
         raise UserError(f"{len(found)} kubepods cgroups below {cgroup}, at most {MAX_POD_CGROUPS} are supported")
     return tuple(CgroupPlace(place.cgroup_id, place.level) for place in found)
+
+
+def is_alive(place: CgroupPlace) -> bool:
+    """Whether there still is a cgroup of that identifier; the kernel doesn't use one twice."""
+    for path in find_cgroup2_root().glob("/".join("*" * place.level)):
+        with contextlib.suppress(FileNotFoundError):  # cgroups come and go while they are read
+            if path.stat().st_ino == place.cgroup_id:
+                return True
+    return False
 
 
 def _agent_cgroup(wanted: WantedState) -> Cgroup | None:
