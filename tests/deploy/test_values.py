@@ -1,0 +1,267 @@
+"""Values: old files go on working, and a mistake is an error that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from kiam import __version__
+from tests.deploy.chart import CHART, GIVEN_CERTIFICATES, Values, at, chart, containers, find, manifests, merged, notes
+from tests.deploy.test_parameters import parameters
+
+HALF: Values = {
+    "affinity": {},
+    "enabled": True,
+    "extraArgs": {},
+    "extraEnv": [],
+    "extraHostPathMounts": [],
+    "gatewayTimeoutCreation": "1s",
+    "image": {"repository": "quay.io/uswitch/kiam", "tag": "v4.2", "pullPolicy": "IfNotPresent"},
+    "initContainers": [],
+    "log": {"jsonOutput": True, "level": "info"},
+    "nodeSelector": {},
+    "podAnnotations": {},
+    "podLabels": {},
+    "priorityClassName": "",
+    "prometheus": {
+        "port": 9620,
+        "scrape": True,
+        "syncInterval": "5s",
+        "servicemonitor": {"enabled": False, "path": "/metrics", "interval": "10s", "labels": {}},
+    },
+    "resources": {},
+    "seLinuxOptions": {},
+    "serviceAnnotations": {},
+    "serviceLabels": {},
+    "tlsFiles": {"ca": None, "cert": None, "key": None},
+    "tlsSecret": None,
+    "tlsCerts": {"certFileName": "cert", "keyFileName": "key", "caFileName": "ca"},
+    "tolerations": [],
+    "updateStrategy": "OnDelete",
+}
+CONVENTIONAL: Values = {
+    "extraArgs": {},
+    "imagePullSecrets": {},
+    "agent": merged(
+        HALF,
+        {
+            "name": "agent",
+            "dnsPolicy": "ClusterFirstWithHostNet",
+            "deepLivenessProbe": False,
+            "allowRouteRegexp": {},
+            "host": {"iptables": True, "iptablesRemoveOnShutdown": False, "port": 8181, "interface": "eni+"},
+            "keepaliveParams": {"time": None, "timeout": None},
+        },
+    ),
+    "server": merged(
+        HALF,
+        {
+            "name": "server",
+            "deployment": {"enabled": False, "replicas": 3},
+            "sslCertHostPath": "/etc/pki/ca-trust/extracted/pem",
+            "service": {"port": 443, "targetPort": 443},
+            "probes": {"serverAddress": "127.0.0.1"},
+            "roleBaseArn": None,
+            "cache": {"syncInterval": "1m"},
+            "assumeRoleArn": "arn:aws:iam::123456789012:role/kiam-server",
+            "sessionDuration": "15m",
+            "useHostNetwork": True,
+        },
+    ),
+    "rbac": {"create": True},
+    "psp": {"create": False},
+    "serviceAccounts": {
+        "agent": {"create": True, "name": None, "annotations": {}},
+        "server": {"create": True, "name": None, "annotations": {}},
+    },
+}
+"""A values file as conventional kiam's chart shipped it, with what most of its users changed."""
+
+
+def test_a_conventional_values_file_still_works() -> None:
+    objects = manifests(GIVEN_CERTIFICATES, CONVENTIONAL, GIVEN_CERTIFICATES)
+    agent = find(objects, "DaemonSet/kiam-agent")["spec"]["template"]["spec"]
+    assert "--dataplane=iptables" in agent["containers"][0]["args"]
+    assert "--dataplane-remove" not in agent["containers"][0]["args"]
+    assert not [word for word in agent["containers"][0]["args"] if word.startswith("--grpc-keepalive")]
+    server = find(objects, "DaemonSet/kiam-server")["spec"]["template"]["spec"]
+    assert server["hostNetwork"] is True
+    assert "--assume-role-arn=arn:aws:iam::123456789012:role/kiam-server" in server["containers"][0]["args"]
+
+
+def test_the_objects_of_a_conventional_release_are_found_again() -> None:
+    """Names, selectors and the secrets' names and keys: what differed, an upgrade would make beside the old."""
+    objects = manifests(CONVENTIONAL)
+    for half in ("agent", "server"):
+        workload = find(objects, f"DaemonSet/kiam-{half}")
+        assert workload["spec"]["selector"]["matchLabels"] == {"app": "kiam", "component": half, "release": "kiam"}
+        assert find(objects, f"Service/kiam-{half}")["spec"]["clusterIP"] == "None"
+        assert find(objects, f"ServiceAccount/kiam-{half}")
+        assert find(objects, f"Secret/kiam-{half}")["data"].keys() == {"ca", "cert", "key"}
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("kiam", {}, "kiam"),
+        ("my-release", {}, "my-release-kiam"),
+        ("prod-kiam", {}, "prod-kiam"),
+        ("my-release", {"nameOverride": "roles"}, "my-release-roles"),
+        ("my-release", {"fullnameOverride": "roles"}, "roles"),
+    ],
+)
+def test_names_follow_the_release(release: str, values: Values, name: str) -> None:
+    objects = manifests(GIVEN_CERTIFICATES, values, release=release)
+    agent = find(objects, f"DaemonSet/{name}-agent")
+    assert f"--server-address={name}-server:443" in agent["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert find(objects, f"Service/{name}-server")
+
+
+@pytest.mark.parametrize("half", ["agent", "server"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"repository": "quay.io/uswitch/kiam", "tag": "v4.2"},
+        {"repository": "mirror.test/uswitch/kiam", "tag": "v3.6"},
+        {"tag": "v3.6"},
+    ],
+)
+def test_conventional_kiams_image_stands_for_ours_and_the_notes_say_so(half: str, image: Values) -> None:
+    values = merged(GIVEN_CERTIFICATES, {half: {"image": image}})
+    pod = find(manifests(values), f"DaemonSet/kiam-{half}")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == f"kiam:{__version__}"
+    assert "your values name conventional kiam's image" in notes(values)
+    assert "your values name conventional kiam's image" not in notes(GIVEN_CERTIFICATES)
+
+
+def test_an_image_may_be_named_by_its_digest() -> None:
+    digest = "sha256:" + "0" * 64
+    values = at("agent.image", {"repository": "registry.test/kiam", "tag": digest})
+    agent = find(manifests(GIVEN_CERTIFICATES, values), "DaemonSet/kiam-agent")
+    assert agent["spec"]["template"]["spec"]["containers"][0]["image"] == f"registry.test/kiam@{digest}"
+
+
+def test_the_default_image_is_this_version() -> None:
+    images = {c["image"] for manifest in manifests(GIVEN_CERTIFICATES) for c in containers(manifest)}
+    assert images == {f"kiam:{__version__}"}
+
+
+def test_the_older_name_of_allow_route_regexp_counts() -> None:
+    agent = find(manifests(GIVEN_CERTIFICATES, at("agent.whiteListRouteRegexp", "^/x$")), "DaemonSet/kiam-agent")
+    assert "--allow-route-regexp=^/x$" in agent["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+def typos() -> Iterator[tuple[str, Values, str]]:
+    """Each parameter with one letter too many, and the words of the error."""
+    for parameter, default in parameters():
+        name = parameter.rpartition(".")[2]
+        yield f"{parameter}x", at(f"{parameter}x", default), f"additional properties '{name}x' not allowed"
+
+
+@pytest.mark.parametrize(("values", "complaint"), [pytest.param(v, c, id=i) for i, v, c in typos()])
+def test_a_typo_in_a_name_is_an_error_that_names_it(values: Values, complaint: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=complaint):
+        manifests(values)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "complaint"),
+    [
+        ("agent.host.port", "8181", "/agent/host/port': got string, want integer"),
+        ("agent.host.port", 0, "/agent/host/port': minimum"),
+        ("agent.host.iptables", "yes", "/agent/host/iptables': got string, want boolean"),
+        ("agent.dataplane", "bpf", "/agent/dataplane': value must be one of 'none', 'iptables', 'nftables', 'ebpf'"),
+        ("agent.hostNetworkPods", "allow", "/agent/hostNetworkPods': value must be one of"),
+        ("agent.log.level", "warning", "/agent/log/level': value must be one of"),
+        (
+            "agent.updateStrategy",
+            "Recreate",
+            "/agent/updateStrategy': value must be one of 'OnDelete', 'RollingUpdate'",
+        ),
+        ("agent.allowRouteRegexp", {"a": 1}, "/agent/allowRouteRegexp': maxProperties"),
+        ("agent.tlsFiles.key", "-----BEGIN PRIVATE KEY-----", "/agent/tlsFiles/key'.* does not match pattern"),
+        ("server.sessionDuration", "15", "/server/sessionDuration': '15' does not match pattern"),
+        ("server.roleBaseArn", "123456789012", "/server/roleBaseArn': '123456789012' does not match pattern"),
+        ("server.extraArgs", {"--session": "x"}, "/server/extraArgs': additional properties '--session' not allowed"),
+        ("server.deployment.replicas", -1, "/server/deployment/replicas': minimum"),
+        # The document's own --set example, which did nothing at all.
+        ("extraArgs", {"base-role-arn": "arn:aws:iam::0123456789:role/"}, "/extraArgs': maxProperties"),
+        ("host", {"iptables": True, "interface": "cbr0"}, "additional properties 'host' not allowed"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_it(parameter: str, value: Any, complaint: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=complaint):
+        manifests(at(parameter, value))
+
+
+@pytest.mark.parametrize("half", ["agent", "server"])
+@pytest.mark.parametrize("file", ["ca", "cert", "key"])
+def test_a_third_of_the_tls_files_is_an_error(half: str, file: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=f"{half}.tlsFiles needs ca, cert and key together"):
+        manifests(at(f"{half}.tlsFiles.{file}", "Y2E="))
+
+
+def test_the_schema_knows_every_parameter_and_has_a_default_for_all_but_old_names() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def leaves(node: Values, path: str) -> Iterator[str]:
+        node = schema["definitions"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        for key, child in node.get("properties", {}).items():
+            yield from leaves(child, f"{path}.{key}" if path else key)
+        if "properties" not in node:
+            yield path
+
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    def has_default(path: str) -> bool:
+        node: Any = defaults
+        for key in path.split("."):
+            if not isinstance(node, dict) or key not in node:
+                # A map whose members are all optional, such as seLinuxOptions, has {} for a default.
+                return node == {} or (isinstance(node, dict) and path.startswith("server.deployment"))
+            node = node[key]
+        return True
+
+    assert {path for path in leaves(schema, "") if not has_default(path)} == {"global", "agent.whiteListRouteRegexp"}
+
+
+def test_lint_finds_nothing_but_the_missing_icon() -> None:
+    report = helm_python.lint(CHART, GIVEN_CERTIFICATES, strict=True)
+    assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
+    assert report["errors"] == []
+
+
+def test_the_chart_is_for_this_version() -> None:
+    assert chart().metadata["appVersion"] == __version__
+    assert chart().metadata["kubeVersion"] == ">=1.21.0-0"
+
+
+def test_the_notes_tell_two_steps() -> None:
+    text = notes(GIVEN_CERTIFICATES, at("agent.dataplane", "ebpf"))
+    assert "1. " in text
+    assert "2. " in text
+    assert "3. " not in text
+    assert "kiam dataplane verify" in text
+    assert "pod-security.kubernetes.io/enforce=privileged" in text
+    assert "WARNING" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ({}, "no dataplane is installed"),
+        (
+            merged(at("agent.dataplane", "iptables"), at("agent.host.iptablesRemoveOnShutdown", True)),
+            "takes the redirect out whenever an agent stops",
+        ),
+        (at("agent.tlsSecret", None), "the\n  two will refuse each other"),
+        (at("server.nodeAuthorization", True), "all agents share one"),
+    ],
+)
+def test_the_notes_warn_of_what_is_unsafe(values: Values, warning: str) -> None:
+    assert warning in notes(GIVEN_CERTIFICATES, values)
