@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from kiam.cli.options import (
     add_boolean,
@@ -18,6 +19,9 @@ from kiam.cli.options import (
 )
 from kiam.durations import format_duration
 from kiam.errors import UserError
+
+if TYPE_CHECKING:
+    from kiam.server.config import ServerConfig
 
 LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
 """What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
@@ -129,18 +133,25 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--sync: must be more than 0s; the default is 1m")
 
 
+def make_config(arguments: argparse.Namespace) -> ServerConfig:
+    """The configuration that parsed arguments mean. Raises UserError."""
+    from kiam.server.config import ServerConfig
+
+    check(arguments)
+    names = ServerConfig.__dataclass_fields__.keys() - {"tls"}
+    return ServerConfig(tls=tls_files(arguments), **{name: getattr(arguments, name) for name in names})
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the server until it is told to stop."""
-    check(arguments)
+    config = make_config(arguments)
     # gRPC's C core writes lines of its own to standard error, before and beside ours; set GRPC_VERBOSITY to see them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import uvloop
 
     from kiam.logs import configure_logging
     from kiam.server.app import serve
-    from kiam.server.config import ServerConfig
 
     configure_logging(arguments.level, arguments.json_log)
-    names = ServerConfig.__dataclass_fields__.keys() - {"tls"}
-    uvloop.run(serve(ServerConfig(tls=tls_files(arguments), **{name: getattr(arguments, name) for name in names})))
+    uvloop.run(serve(config))
     return 0

@@ -97,6 +97,10 @@ class Server:
         tasks.create_task(self._await_sts(sts))
         tasks.create_task(self._fill(tasks, api, credentials))
 
+    async def wait_ready(self) -> None:
+        """Until every call can be answered."""
+        await self._readiness.wait()
+
     async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
         """Answer what is held, let calls under way end for so many seconds at most, and close."""
         self._readiness.stop()

@@ -1,0 +1,83 @@
+"""What is read of pods and namespaces."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from kiam.server.objects import Namespace, Pod, WireNamespace, WirePod, read_namespace, read_pod
+from tests.sandbox import kubeapi
+
+
+def _read(body: Any) -> Pod:
+    return read_pod(msgspec.json.decode(json.dumps(body).encode(), type=WirePod))
+
+
+def test_pod_is_reduced_to_what_is_needed() -> None:
+    body = kubeapi.pod(
+        "app-1",
+        "10.0.0.1",
+        "team/app",
+        namespace="apps",
+        node="n1",
+        host_address="192.0.2.1",
+        addresses=["2001:DB8::1"],
+        annotations={"iam.amazonaws.com/session-name": "s", "iam.amazonaws.com/external-id": "e", "other": "x"},
+        uid="u",
+    )
+    assert _read(body) == Pod(
+        uid="u",
+        namespace="apps",
+        name="app-1",
+        node="n1",
+        host_ip="192.0.2.1",
+        addresses=("10.0.0.1", "2001:db8::1"),
+        role="team/app",
+        session_name="s",
+        external_id="e",
+        active=True,
+        deleting=False,
+        host_network=False,
+    )
+
+
+def test_pod_just_created_has_nothing_yet() -> None:
+    pod = _read({"metadata": {"uid": "u", "name": "p", "namespace": "n"}, "spec": {}, "status": {"phase": "Pending"}})
+    assert (pod.node, pod.host_ip, pod.addresses, pod.role, pod.active) == ("", "", (), "", True)
+
+
+def test_nulls_count_as_absent() -> None:
+    pod = _read(
+        {"metadata": {"uid": "u", "annotations": None}, "spec": None, "status": {"podIP": None, "podIPs": None}}
+    )
+    assert (pod.addresses, pod.role) == ((), "")
+
+
+def test_host_network_pod_owns_no_address() -> None:
+    pod = _read(kubeapi.pod("agent", "192.0.2.1", "node-tool", host_network=True))
+    assert pod.addresses == ()
+    assert pod.host_network
+
+
+def test_finished_and_terminating_pods_are_marked() -> None:
+    assert not _read(kubeapi.pod("p", "10.0.0.1", phase="Succeeded")).active
+    assert not _read(kubeapi.pod("p", "10.0.0.1", phase="Failed")).active
+    assert _read(kubeapi.pod("p", "10.0.0.1", phase="Unknown")).active
+    body = kubeapi.pod("p", "10.0.0.1")
+    body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert _read(body).deleting
+
+
+def test_pod_ip_alone_is_enough() -> None:
+    assert _read({"metadata": {}, "status": {"podIP": "10.0.0.1"}}).addresses == ("10.0.0.1",)
+
+
+def test_namespace_is_reduced_to_its_permission() -> None:
+    def read(body: Any) -> Namespace:
+        return read_namespace(msgspec.json.decode(json.dumps(body).encode(), type=WireNamespace))
+
+    assert read(kubeapi.namespace("apps", ".*")).permitted == ".*"
+    assert read(kubeapi.namespace("apps")).permitted == ""
+    assert read({"metadata": {"name": "apps", "annotations": None}}).permitted == ""
