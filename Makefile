@@ -17,7 +17,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup demo test test-vm lint proto lock clean
+.PHONY: setup demo test test-vm lint proto lock clean chart-docs manifests
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,18 @@ proto: setup
 lock:
 	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 --extra dev \
 	  --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 \
+	  --constraint requirements.lock --output-file deploy/requirements.txt pyproject.toml
+	echo hatchling | $(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes \
+	  --python-version 3.11 --constraint requirements.lock --output-file deploy/requirements-build.txt -
+
+# The parameter table in the chart's README, from the comments in its values.yaml.
+chart-docs: setup
+	$(BIN)/python -m tests.deploy.generate docs
+
+# deploy/manifests, from the chart.
+manifests: setup
+	$(BIN)/python -m tests.deploy.generate manifests
 
 # One node, its pods, and who gets whose role: make demo DATAPLANE=iptables|nftables|ebpf
 DATAPLANE ?= iptables
