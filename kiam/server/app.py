@@ -169,6 +169,7 @@ class _StoppedError(Exception):
 async def serve(config: ServerConfig) -> None:
     """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work."""
     stop = asyncio.Event()
+    problem: BaseException | None = None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with serve_telemetry(config.prometheus_listen_addr, config.pprof_listen_addr):
@@ -183,4 +184,7 @@ async def serve(config: ServerConfig) -> None:
         except* _StoppedError:
             pass
         except* UserError as errors:
-            raise errors.exceptions[0] from None
+            problem = errors.exceptions[0]
+        # Raised here: what an except* clause raises comes out as a group.
+        if problem is not None:
+            raise problem
