@@ -125,10 +125,14 @@ class ServerClient:
         loop = asyncio.get_running_loop()
         address = self._settings.address
         connected = False
+        seen = self.channel
         down_since = loop.time()
         explained_at = float("-inf")
         while True:
             channel, now = self.channel, loop.time()
+            if channel is not seen:
+                # Another one because of new certificates: nothing was lost.
+                seen, connected, down_since = channel, False, now
             state = channel.get_state(try_to_connect=True)
             if state is grpc.ChannelConnectivity.READY:
                 if not connected:

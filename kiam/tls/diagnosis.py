@@ -28,6 +28,9 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 In TLS 1.3 a client is done before the server has looked at its certificate; only the answer shows the server's mind.
 """
 
+_SPEAKS_FIRST = 0.5
+"""Seconds a server gets to greet us before we greet it."""
+
 _NO_CHAIN = frozenset({2, 7, 18, 19, 20, 21})
 """OpenSSL's X509_V_ERR codes (x509_vfy.h) for a certificate without a chain to a trusted authority."""
 
@@ -109,6 +112,8 @@ class _Client:
             return self._verified(family, sockaddr, endpoint, server)
         except ssl.SSLCertVerificationError as error:
             return self._untrusted(family, sockaddr, endpoint, server, error)
+        except ssl.SSLZeroReturnError:
+            return Handshake(endpoint, self._closed(server))
         except ssl.SSLError as error:
             return Handshake(endpoint, self._tls_problem(error, server))
         except TimeoutError:
@@ -122,13 +127,26 @@ class _Client:
         context.load_verify_locations(cadata=self._material.ca.decode("ascii", "replace"))
         with self._connect(family, sockaddr, context) as connection:
             certificate = _shown(connection)
-            connection.sendall(_GREETING)
             try:
-                answered = bool(connection.recv(1))
+                answered = self._is_greeted(connection)
             except ConnectionError:
                 answered = False
-            problem = "" if answered else f"{server} closed the connection after the handshake, {self._as_client()}"
+            problem = "" if answered else self._closed(server)
             return Handshake(endpoint, problem, certificate=certificate, protocol=connection.version() or "")
+
+    def _is_greeted(self, connection: ssl.SSLSocket) -> bool:
+        """Whether the server, which has now seen our certificate, goes on talking. Raises ssl.SSLError if it says why.
+
+        gRPC servers speak first. Listening before we say anything matters: to data it hasn't read a closing server
+        answers with a reset, and that makes the kernel drop the alert with the reason.
+        """
+        connection.settimeout(min(_SPEAKS_FIRST, self._timeout))
+        try:
+            return bool(connection.recv(1))
+        except TimeoutError:
+            connection.settimeout(self._timeout)
+            connection.sendall(_GREETING)
+            return bool(connection.recv(1))
 
     def _untrusted(
         self,
@@ -190,6 +208,10 @@ class _Client:
             return f"{server} refused our certificate ({alert}), {self._as_client()}"
         alert = reason.replace("_", " ").lower()
         return f"{server} doesn't complete a TLS 1.2 or 1.3 handshake ({alert}); check the port of --server-address"
+
+    def _closed(self, server: str) -> str:
+        """gRPC's C core, and so a Python server, closes without an alert when it doesn't accept a certificate."""
+        return f"{server} closed the connection on seeing our certificate, {self._as_client()}"
 
     def _as_client(self) -> str:
         own = self._own.certificate

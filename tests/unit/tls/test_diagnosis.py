@@ -108,6 +108,7 @@ def test_server_that_refuses_our_certificate_names_ours(tmp_path: Path) -> None:
     stranger = Authority.make("stranger")
     with serving(SERVER, client_ca=stranger.pem) as port:
         problem = explain(tmp_path, port)
+    assert "closed the connection on seeing our certificate, which is" in problem
     assert f"--cert {tmp_path / 'cert.pem'}: 'agent', valid until {when(AGENT)}, issued by 'test authority'" in problem
 
 
@@ -189,3 +190,19 @@ def plain_server(talk: object) -> Iterator[int]:
         finally:
             listening.shutdown(socket.SHUT_RDWR)
             accepting.join()
+
+
+def test_alert_of_a_server_that_sends_one_is_repeated(tmp_path: Path) -> None:
+    """As conventional kiam's Go does."""
+    files = write(tmp_path / "server", SERVER, Authority.make("stranger").pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    context.load_verify_locations(files.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def greet(connection: socket.socket) -> None:
+        with pytest.raises(ssl.SSLError):
+            context.wrap_socket(connection, server_side=True)
+
+    with plain_server(greet) as port:
+        assert "refused our certificate (unknown ca), which is --cert" in explain(tmp_path, port)

@@ -1,0 +1,105 @@
+"""Expired, for another host, of another authority: each is told apart, with the date, wherever a person looks."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from kiam.tls import TLSFiles
+from kiam.tls.issue import Issued
+from tests.integration.agent.conftest import running_agent
+from tests.integration.tls.conftest import NAMES, kiam, running_server, secret, tls_flags
+from tests.sandbox.kubeapi import write_kubeconfig
+from tests.unit.tls.files import Authority, days, write
+
+AUTHORITY = Authority.make("kiam CA")
+STRANGER = Authority.make("other CA")
+AGENT = AUTHORITY.sign("kiam-agent")
+BAD = {
+    "expired": AUTHORITY.sign("kiam-server", NAMES, days(-9, -2)),
+    "wrong host": AUTHORITY.sign("kiam-server", ["kiam-server", "10.0.0.1"]),
+    "wrong authority": STRANGER.sign("kiam-server", NAMES),
+}
+WORDS = {
+    "expired": "the certificate 'kiam-server' of server 'localhost' at 127.0.0.1:{port} expired at {until}",
+    "wrong host": "valid until {until}, is for kiam-server, 10.0.0.1 and not for 'localhost'",
+    "wrong authority": "valid until {until}, was issued by 'other CA' and is not signed by an authority in --ca",
+}
+
+
+@contextmanager
+def presenting(issued: Issued) -> Iterator[int]:
+    """A gRPC server with a certificate that ours would refuse to start with, as one that ran into its expiry has."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    credentials = grpc.ssl_server_credentials([(issued.key, issued.cert)], AUTHORITY.pem, True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None).wait()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(kiam(*arguments), capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def agent_files(tmp_path: Path) -> TLSFiles:
+    return write(tmp_path / "agent", AGENT, AUTHORITY.pem)
+
+
+@pytest.mark.parametrize("defect", BAD)
+def test_health_check_and_log_say_which_certificate_is_wrong_and_until_when(
+    tmp_path: Path, agent_files: TLSFiles, defect: str
+) -> None:
+    with presenting(BAD[defect]) as port:
+        wanted = WORDS[defect].format(port=port, until=f"{BAD[defect].not_after:%Y-%m-%d %H:%M:%SZ}")
+        address = f"--server-address=localhost:{port}"
+        with running_agent(tmp_path, f"localhost:{port}", agent_files) as agent:
+            health = run("health", address, *tls_flags(agent_files), "--timeout=5s")
+            assert health.returncode == 1
+            assert wanted in health.stderr
+            checked = run("config", "check", "agent", "--output=json", address, *tls_flags(agent_files))
+            assert checked.returncode == 1
+            assert wanted in checked.stdout
+            logged = agent.process.wait_for_output(r"no connection to the server at .*")
+            assert wanted in logged.group(0)
+
+
+def test_agents_certificate_of_another_authority_is_named(tmp_path: Path) -> None:
+    server_secret = secret(tmp_path / "server", AUTHORITY, "kiam-server")
+    stranger = STRANGER.sign("kiam-agent")
+    files = write(tmp_path / "agent", stranger, AUTHORITY.pem)
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:9")
+    flags = [
+        *tls_flags(server_secret.files),
+        f"--kubeconfig={kubeconfig}",
+        "--role-base-arn=arn:aws:iam::123456789012:role/",
+    ]
+    # The server starts without Kubernetes and STS.
+    with running_server(tmp_path, flags) as (_, port):
+        health = run("health", f"--server-address=localhost:{port}", *tls_flags(files), "--timeout=10s")
+    assert health.returncode == 1
+    until = f"{stranger.not_after:%Y-%m-%d %H:%M:%SZ}"
+    assert f"--cert {files.cert}: 'kiam-agent', valid until {until}, issued by 'other CA'" in health.stderr
+
+
+@pytest.mark.parametrize("command", ["agent", "server"])
+def test_own_expired_certificate_ends_the_start_with_one_line(tmp_path: Path, command: str) -> None:
+    expired = AUTHORITY.sign("mine", NAMES, days(-9, -2))
+    files = write(tmp_path, expired, AUTHORITY.pem)
+    more = {
+        "agent": ["--host=127.0.0.1"],
+        "server": ["--role-base-arn=arn:aws:iam::123456789012:role/", "--kubeconfig=/dev/null"],
+    }
+    done = run(command, *tls_flags(files), *more[command])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"--cert: {files.cert}: certificate 'mine' expired at {expired.not_after:%Y-%m-%d %H:%M:%SZ}" in line

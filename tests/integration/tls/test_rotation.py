@@ -1,0 +1,195 @@
+"""Certificates and authorities replaced under load, with no restart and no failed request."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.tls import TLSFiles
+from kiam.tls.diagnosis import diagnose
+from kiam.tls.issue import Issued
+from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, free_port, running_agent
+from tests.integration.tls.conftest import NAMES, ROLE, Services, running_server, secret
+from tests.sandbox.process import wait_until
+from tests.unit.tls.files import Authority, MountedSecret, write
+
+
+class Load:
+    """Requests without a pause, on the agent and on the server itself, and what went wrong with them."""
+
+    def __init__(self, agent: RunningAgent, server_port: int, client: TLSFiles) -> None:
+        self._agent = agent
+        self._stop = threading.Event()
+        self.failures: list[str] = []
+        self.done = 0
+        material = client.read()
+        # Connected once and kept: a rotation must not drop it.
+        self._channel = grpc.secure_channel(
+            f"localhost:{server_port}", grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
+        )
+        self._threads = [threading.Thread(target=self._ask_agent), threading.Thread(target=self._ask_server)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        wait_until(lambda: self.done > 10, "the load")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._channel.close()
+
+    def go_on(self) -> None:
+        """Let some more requests pass, and see that none has failed."""
+        before = self.done
+        wait_until(lambda: self.done > before + 20 or self.failures, "more load")
+        assert self.failures == []
+
+    def _ask_agent(self) -> None:
+        while not self._stop.wait(0.005):
+            for path in (CREDENTIALS + ROLE, "/health?deep=1"):
+                try:
+                    answer = self._agent.ask(path)
+                except OSError as error:
+                    self.failures.append(f"{path}: {error}")
+                else:
+                    if answer.status != 200 and not answer.text.startswith("the instance metadata service"):
+                        self.failures.append(f"{path}: {answer.status} {answer.text}")
+                self.done += 1
+
+    def _ask_server(self) -> None:
+        stub = kiam_pb2_grpc.KiamServiceStub(self._channel)
+        request = kiam_pb2.GetPodCredentialsRequest(ip="127.0.0.1", role=ROLE)
+        while not self._stop.wait(0.005):
+            try:
+                stub.GetPodCredentials(request, timeout=15)
+            except grpc.RpcError as error:
+                self.failures.append(str(error))
+            self.done += 1
+
+
+class Pair:
+    """A server and an agent with mounted secrets and metrics."""
+
+    def __init__(
+        self,
+        server_secret: MountedSecret,
+        agent_secret: MountedSecret,
+        server_port: int,
+        agent: RunningAgent,
+        metrics: dict[str, int],
+    ) -> None:
+        self.server_secret, self.agent_secret = server_secret, agent_secret
+        self.server_port = server_port
+        self.agent = agent
+        self._metrics = metrics
+
+    def gauge(self, side: str, name: str) -> float:
+        url = f"http://127.0.0.1:{self._metrics[side]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        wanted = f"grpc_{side}_tls_certificate_{name}"
+        return next(sample.value for family in families for sample in family.samples if sample.name == wanted)
+
+    def until_loaded(self, side: str, issued: Issued) -> None:
+        wait_until(lambda: self.gauge(side, "expiry_seconds") == issued.not_after.timestamp(), f"the {side}'s swap")
+        assert self.gauge(side, "update_error") == 0
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.make()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, services: Services, authority: Authority) -> Iterator[Pair]:
+    tmp_path = tmp_path_factory.mktemp("pair")
+    server_secret = secret(tmp_path / "server-tls", authority, "server")
+    agent_secret = secret(tmp_path / "agent-tls", authority, "agent")
+    metrics = {"server": free_port(), "client": free_port()}
+    server_flags = [
+        *services.server_flags(server_secret.files),
+        f"--prometheus-listen-addr=127.0.0.1:{metrics['server']}",
+    ]
+    with (
+        running_server(tmp_path, server_flags, services) as (_, server_port),
+        running_agent(
+            tmp_path,
+            f"localhost:{server_port}",
+            agent_secret.files,
+            f"--prometheus-listen-addr=127.0.0.1:{metrics['client']}",
+            f"--instance-metadata-url={services.aws.imds_url}",
+            "--node-name=node-1",
+        ) as agent,
+    ):
+        wait_until(lambda: agent.ask(CREDENTIALS + ROLE).status == 200, "the first credentials")
+        yield Pair(server_secret, agent_secret, server_port, agent, metrics)
+
+
+@contextmanager
+def load(pair: Pair, tmp_path: Path, authority: Authority) -> Iterator[Load]:
+    client = write(tmp_path / "client", authority.sign("client"), authority.pem)
+    with Load(pair.agent, pair.server_port, client) as running:
+        yield running
+    assert running.failures == []
+
+
+def shown(port: int, client: TLSFiles) -> str:
+    """What a new connection to the server comes to: the problem, or the number of the certificate it is shown."""
+    (found,) = [one for one in diagnose(f"localhost:{port}", client, 20) if one.connected]
+    assert found.problem or found.certificate
+    return found.problem or str(found.certificate and found.certificate.not_after.timestamp())
+
+
+def test_bad_files_change_nothing_and_show_in_the_metrics(tmp_path: Path, pair: Pair, authority: Authority) -> None:
+    mismatched, good = authority.sign("server", NAMES), authority.sign("server", NAMES)
+    client = write(tmp_path / "client2", authority.sign("client"), authority.pem)
+    with load(pair, tmp_path, authority) as running:
+        for side, mounted in (("server", pair.server_secret), ("client", pair.agent_secret)):
+            mounted.swap(mismatched.cert, good.key, authority.pem)
+            wait_until(lambda side=side: pair.gauge(side, "update_error") == 1, "the bad files being seen")  # type: ignore[misc]  # a lambda's default
+            running.go_on()
+        pair.server_secret.swap(good.cert, good.key, authority.pem)
+        pair.until_loaded("server", good)
+        assert shown(pair.server_port, client) == str(good.not_after.timestamp())
+        running.go_on()
+
+
+def test_every_certificate_and_the_authority_are_replaced_under_load(
+    tmp_path: Path, pair: Pair, authority: Authority
+) -> None:
+    successor = Authority.make("successor")
+    both = authority.pem + successor.pem
+    outsider = write(tmp_path / "old", authority.sign("old agent"), both)
+
+    with load(pair, tmp_path, authority) as running:
+        for side, mounted in (("server", pair.server_secret), ("client", pair.agent_secret)):
+            renewed = authority.sign(side, NAMES)
+            mounted.swap(renewed.cert, renewed.key, authority.pem)
+            pair.until_loaded(side, renewed)
+            running.go_on()
+        # The overlap: first both are trusted, then certificates come from the successor, then it alone is trusted.
+        current = {
+            "server": (pair.server_secret, authority.sign("server", NAMES)),
+            "client": (pair.agent_secret, authority.sign("agent", NAMES)),
+        }
+        for issuer, trusted in ((authority, both), (successor, both), (successor, successor.pem)):
+            for side, (mounted, _) in current.items():
+                issued = issuer.sign(side, NAMES)
+                mounted.swap(issued.cert, issued.key, trusted)
+                pair.until_loaded(side, issued)
+                running.go_on()
+        # Only a new connection shows which authorities count now: the one above began under the old one.
+        assert "closed the connection on seeing our certificate" in shown(pair.server_port, outsider)
+        running.go_on()
+    wait_until(lambda: pair.agent.ask("/health?deep=1").status == 200, "a connection under the successor")
