@@ -17,7 +17,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup demo test test-vm lint proto lock clean chart-docs manifests
+.PHONY: setup demo bench test test-vm lint proto lock clean chart-docs manifests
 
 setup: $(VENV)/.ready
 
@@ -68,6 +68,11 @@ KERNELS ?= 5.10 6.1 6.12 newest
 test-vm: setup
 	$(call install-missing,$(VM_PACKAGES))
 	$(BIN)/python -m tests.vm $(foreach kernel,$(KERNELS),--kernel $(kernel))
+
+# Figures: make bench SECTIONS="node dataplanes server fanout"; a table, and JSON in bench.json
+SECTIONS ?=
+bench: setup
+	@$(BIN)/python -m tests.bench $(SECTIONS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -82,6 +82,9 @@ class AssumeRoleCall:
     """From the signature's credential scope."""
     host: str
     """The Host header."""
+    started: float
+    ended: float
+    """On the machine's monotonic clock, which all processes share."""
 
 
 _STS_ERRORS = {
@@ -128,9 +131,17 @@ class Front:
         role = form.get("RoleArn", "")
         faults = self.faults
         hit = re.search(faults.roles, role) is not None
+        started = time.monotonic()
         if hit and faults.sts_delay:
             await asyncio.sleep(faults.sts_delay)
         scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/", request.headers.get("Authorization", ""))
+        if hit and faults.sts:
+            answer = _cut(request) if faults.sts == "reset" else _sts_error(faults.sts, role)
+        else:
+            answer = await self._pass_on(request, body)
+        if hit and faults.lifetime and isinstance(answer.body, bytes):
+            expiry = (datetime.now(UTC) + timedelta(seconds=faults.lifetime)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            answer.body = re.sub(rb"<Expiration>[^<]*<", f"<Expiration>{expiry}<".encode(), answer.body)
         self.calls.append(
             AssumeRoleCall(
                 role_arn=role,
@@ -140,16 +151,10 @@ class Front:
                 outcome=faults.sts if hit and faults.sts else "ok",
                 region=scope.group(1) if scope else "",
                 host=request.headers.get("Host", ""),
+                started=started,
+                ended=time.monotonic(),
             )
         )
-        if hit and faults.sts == "reset":
-            return _cut(request)
-        if hit and faults.sts:
-            return _sts_error(faults.sts, role)
-        answer = await self._pass_on(request, body)
-        if hit and faults.lifetime and isinstance(answer.body, bytes):
-            expiry = (datetime.now(UTC) + timedelta(seconds=faults.lifetime)).strftime("%Y-%m-%dT%H:%M:%SZ")
-            answer.body = re.sub(rb"<Expiration>[^<]*<", f"<Expiration>{expiry}<".encode(), answer.body)
         return answer
 
     # ---- instance metadata

@@ -19,6 +19,7 @@ import contextlib
 import json
 import ssl
 import sys
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -678,9 +679,9 @@ class KubeApiProcess:
         """End the process."""
         self.process.stop()
 
-    def apply(self, *bodies: Json) -> None:
-        """Create or replace objects."""
-        self._control.call("apply", bodies=bodies)
+    def apply(self, *bodies: Json) -> float:
+        """Create or replace objects; when, on the machine's monotonic clock, which all processes share."""
+        return float(self._control.call("apply", bodies=bodies))
 
     def delete(self, resource: str, name: str, namespace: str | None = None) -> None:
         """Delete an object; none of that name is fine."""
@@ -734,9 +735,11 @@ class _Operations:
     api: KubeApi
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def apply(self, bodies: list[Json]) -> None:
+    async def apply(self, bodies: list[Json]) -> float:
+        now = time.monotonic()
         for body in bodies:
             self.api.apply(body)
+        return now
 
     async def delete(self, resource: str, name: str, namespace: str | None) -> None:
         self.api.delete(resource, name, namespace)

@@ -260,9 +260,9 @@ class NodeInABox:
         annotations: Mapping[str, str] | None = None,
         phase: str = "Running",
         address: str | None = None,
-    ) -> None:
-        """Make or change the Pod object of a pod."""
-        self.api.apply(
+    ) -> float:
+        """Make or change the Pod object of a pod; when, as time.monotonic() has it."""
+        return self.api.apply(
             kubeapi.pod(
                 pod.name,
                 address or pod.address,

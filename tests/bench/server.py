@@ -1,0 +1,87 @@
+"""The server with pods: memory, time until ready, and GetPodCredentials."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
+from tests.sandbox.kubeapi import KubeApiProcess, many_pods, namespace, pod, write_kubeconfig
+from tests.sandbox.pki import make_pki
+from tests.sandbox.process import Process
+
+SIZES = (0, 1_000, 10_000)
+CALLED_PODS = 50
+SERVER_CPU, CLIENT_CPU = 0, 1
+
+
+def measure(say: Callable[[str], None], sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
+    """A row for each number of pods. The calls are for a few further pods that share a role."""
+    return [_measure(say, size) for size in sizes]
+
+
+def _measure(say: Callable[[str], None], size: int) -> dict[str, Any]:
+    with (
+        tempfile.TemporaryDirectory(prefix="kiam-bench-") as name,
+        AwsProcess(Path(name, "aws")) as aws,
+        KubeApiProcess(Path(name, "kube")) as kube,
+    ):
+        directory = Path(name)
+        files = make_pki(directory / "pki").server
+        kubeconfig = write_kubeconfig(directory / "kubeconfig", kube.url)
+        say(f"server: loading {size:,} pods of {_size():.1f} KB")
+        if size:
+            kube.load_many(size)
+        say(f"server: starting with {size:,} pods")
+        started = time.monotonic()
+        tls = ("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca))
+        server = Process(
+            [
+                *(sys.executable, "-m", "kiam", "server", "--bind", "localhost:0", "--kubeconfig", str(kubeconfig)),
+                *(*tls, "--role-base-arn", ROLE_BASE_ARN),
+            ],
+            directory / "server.log",
+            env=aws.environment,
+            cpus={SERVER_CPU},
+        )
+        with server:
+            port = server.wait_for_output(r"\(port (\d+)\)").group(1)
+            server.wait_for_output(r"ready pods=\d+", timeout=120)
+            ready = time.monotonic() - started
+            cpu = server.cpu_seconds()
+            rss = server.rss_bytes()
+            addresses = [f"10.250.0.{number}" for number in range(1, CALLED_PODS + 1)]
+            bodies = [pod(f"called-{address}", address, "called", namespace="called") for address in addresses]
+            kube.apply(namespace("called", ".*"), *bodies)
+            say(f"server: GetPodCredentials with {size:,} pods")
+            before = server.cpu_seconds()
+            done = subprocess.run(
+                [
+                    *("taskset", "--cpu-list", str(CLIENT_CPU), sys.executable, "-m", "tests.bench.calls", *tls),
+                    *("--server", f"localhost:{port}", "--addresses", ",".join(addresses), "--role", "called"),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+            calls = json.loads(done.stdout)
+            used = server.cpu_seconds() - before
+        return {
+            "pods": size,
+            "rss_mib": round(rss / 2**20, 1),
+            "ready_s": round(ready, 2),
+            "ready_cpu_s": round(cpu, 2),
+            **calls,
+            "cpu_s_calls": round(used, 2),
+        }
+
+
+def _size() -> float:
+    return len(json.dumps(next(many_pods(1)))) / 1000
