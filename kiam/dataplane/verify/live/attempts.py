@@ -1,0 +1,45 @@
+"""What a probe in a namespace reports: one attempt for each way it tried."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Outcome(enum.StrEnum):
+    """What the program that tried saw."""
+
+    CONNECTED = "connected"
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    BLOCKED = "blocked"
+    SILENCE = "silence"
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way that was tried."""
+
+    way: str
+    outcome: Outcome
+    detail: str = ""
+    """The error or the reason, for people."""
+    address: str = ""
+    """The attempt's own address, as its socket has it."""
+    port: int = 0
+    sent: tuple[tuple[int, str], ...] = ()
+    """Keys (frames.Seen.key) of its packets that left the namespace for a metadata address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a probe is asked to try."""
+
+    ways: tuple[str, ...]
+    timeout: float
+    """Seconds to wait for an answer to each; all wait at the same time."""
+    nonce: str
+    address: str = ""
+    """The pod's IPv4 address; empty: whichever the namespace has."""
+    address6: str = ""

@@ -1,0 +1,135 @@
+"""The live proof from beginning to end."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+from kiam.dataplane import WantedState
+from kiam.dataplane.verify.interfaces import Interface
+from kiam.dataplane.verify.live.attempts import Attempt, Order, Outcome
+from kiam.dataplane.verify.live.judge import ROUND, Evidence, Key, judge_host, judge_proof, judge_way
+from kiam.dataplane.verify.live.place import pods_cgroup, throwaway, top
+from kiam.dataplane.verify.live.probe import HOST, NEW, Probe
+from kiam.dataplane.verify.live.sockdiag import Endpoint, find_connection
+from kiam.dataplane.verify.live.stand_in import stand_in
+from kiam.dataplane.verify.live.tap import ADDRESSES, Tap
+from kiam.dataplane.verify.live.wiring import CannotWireError, plan, wired
+from kiam.dataplane.verify.mends import Mends
+from kiam.dataplane.verify.results import CheckResult, skipped
+
+SECONDS = 1.0
+"""How long each attempt waits for an answer. Redirects are answered by this host and drops never; below the second
+after which TCP repeats a SYN."""
+LOOKUP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """What a person may choose about the proof."""
+
+    pod_netns: Path | None = None
+    """Prove it from this pod's namespace instead of from a throwaway one."""
+    pod_address: IPv4Address | None = None
+    """The throwaway pod's address; None: one of 198.18.0.0/15."""
+    seconds: float = SECONDS
+
+
+def prove(
+    wanted: WantedState,
+    interfaces: Sequence[Interface],
+    mends: Mends,
+    settings: LiveSettings,
+    host_mend: Callable[[], str],
+) -> list[CheckResult]:
+    """Make the pod, try everything, clean up, and judge. ``host_mend``: what to do if the host is redirected.
+
+    Raises UserError where the node doesn't let it be tried (no root, no namespaces).
+    """
+    if settings.pod_netns is None:
+        try:
+            way_in = plan(wanted.interface, interfaces)
+        except CannotWireError as error:
+            mend = f"{mends.verify()} --pod-netns=/proc/<pid of a process in a pod>/ns/net"
+            return [skipped("live: pod to agent", str(error), mend)]
+    root = top()
+    nonce = secrets.token_hex(16)
+    with contextlib.ExitStack() as stack:
+        tap = stack.enter_context(Tap())
+        host = stack.enter_context(Probe(HOST, stack.enter_context(throwaway(root))))
+        cgroup = stack.enter_context(throwaway(root and (pods_cgroup(root) or root)))
+        pod = stack.enter_context(Probe(NEW if settings.pod_netns is None else str(settings.pod_netns), cgroup))
+        address = address6 = ""
+        if settings.pod_netns is None:
+            connected = stack.enter_context(wired(way_in, pod.namespace, settings.pod_address))
+            address, address6 = str(connected.address), str(connected.address6 or "")
+        own = host.carry_out(Order(("tcp", "tcp6"), settings.seconds, nonce))
+        host_landed = {way for way in own if _landed(own[way], wanted)}
+        straight = _straight(pod, Order(("tcp",), settings.seconds, nonce, address, address6), wanted)
+        landed = {"tcp"} if straight.landed else set()
+        others = pod.carry_out(Order(tuple(ROUND), settings.seconds, nonce, address, address6))
+        landed |= {way for way in others if _landed(others[way], wanted)}
+        left = _left_node(tap)
+    control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
+    evidence = Evidence(left, landed, control, control6)
+    results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, mends)]
+    results += [judge_way(way, others[way], evidence, mends) for way in ROUND]
+    seen_by_host = Evidence(left, host_landed, control, control6)
+    mend = host_mend() if host_landed or not control else ""
+    return [*results, judge_host(own["tcp"], seen_by_host, mend or mends.install())]
+
+
+@dataclass(frozen=True, slots=True)
+class _Straight:
+    attempt: Attempt
+    landed: bool
+    answer: str
+    expected: str
+    """What only an agent that was asked through this very connection can answer."""
+
+
+def _straight(pod: Probe, order: Order, wanted: WantedState) -> _Straight:
+    """Connect as any program does, look for the connection on the host, and bring the nonce."""
+    # An agent, ours or conventional, answers this path itself, for any first component, with a redirect to the same
+    # path and a slash; the real service knows no such version.
+    path = f"/kiamverify-{order.nonce}/meta-data/iam/security-credentials"
+    with stand_in(wanted.host_address, wanted.port, order.nonce) as standing:
+        attempt = pod.carry_out(order)["tcp"]
+        landed = _landed(attempt, wanted)
+        answer = pod.talk("tcp", path, order.timeout) if attempt.outcome is Outcome.CONNECTED else ""
+    return _Straight(attempt, landed, answer, standing.secret if standing else f"{path}/")
+
+
+def _landed(attempt: Attempt, wanted: WantedState) -> bool:
+    """Whether the host's kernel has the attempt's connection at the agent's address.
+
+    The proof: source address and port together are the probe's alone (its address was made for it), and the table is
+    the kernel's, so no program, the agent included, can claim a connection it doesn't have, or hide one.
+    """
+    if attempt.outcome is not Outcome.CONNECTED or not attempt.port:
+        return False
+    address = ip_address(attempt.address.removeprefix("::ffff:"))
+    agent = wanted.host_address if address.version == 4 else wanted.host_address6
+    if agent is None:
+        return False
+    local, peer = Endpoint(agent, wanted.port), Endpoint(address, attempt.port)
+    deadline = time.monotonic() + LOOKUP_SECONDS
+    while find_connection(local, peer) is None:
+        # The pod is connected as soon as it has the SYN-ACK, the host when the pod's ACK has come back.
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _left_node(tap: Tap) -> set[Key]:
+    return {seen.packet.key for seen in tap.read() if seen.outgoing and seen.packet.destination in ADDRESSES}
+
+
+def _seen_leaving(attempt: Attempt, left: set[Key]) -> bool:
+    return any(key in left for key in attempt.sent)

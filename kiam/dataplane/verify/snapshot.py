@@ -1,0 +1,109 @@
+"""Reads what the checks look at: rules, interfaces, routes. Changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from kiam.dataplane.verify.interfaces import Interface
+from kiam.dataplane.verify.iptables_listing import parse_iptables_save
+from kiam.dataplane.verify.nft_listing import parse_nft_ruleset
+from kiam.dataplane.verify.rules import Table
+
+IPTABLES = ("iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy")
+NET = Path("/proc/thread-self/net")
+"""Of the calling thread's network namespace, which /proc/net isn't."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the node's network namespace holds at one moment."""
+
+    tables: Sequence[Table]
+    interfaces: Sequence[Interface]
+    uplinks: Sequence[str]
+    """The interfaces of the default routes."""
+    unread: Sequence[str] = ()
+    """Tools that are missing or failed, one line each: their rules, if there are any, were not looked at."""
+
+
+def take_snapshot() -> Snapshot:
+    """Read everything. Needs CAP_NET_ADMIN for the rules."""
+    tables: list[Table] = []
+    unread: list[str] = []
+    for tool in IPTABLES:
+        if tool.endswith("legacy") and not _legacy_in_use(tool):
+            continue
+        try:
+            tables += parse_iptables_save(_save(tool), tool)
+        except (OSError, RuntimeError) as error:
+            unread.append(f"{tool}: {error}")
+    try:
+        tables += parse_nft_ruleset(_nft_ruleset())
+    except (OSError, RuntimeError) as error:
+        unread.append(f"nft: {error}")
+    interfaces, uplinks = read_interfaces()
+    return Snapshot(tables, interfaces, uplinks, unread)
+
+
+def _legacy_in_use(tool: str) -> bool:
+    # Asking iptables-legacy would load its modules where they aren't; without them it can hold no rules.
+    names = "ip6_tables_names" if tool.startswith("ip6") else "ip_tables_names"
+    try:
+        return bool((NET / names).read_text().strip())
+    except OSError:
+        return False
+
+
+def _save(tool: str) -> str:
+    if shutil.which(f"{tool}-save") is None:
+        raise RuntimeError(f"{tool}-save isn't installed")
+    done = subprocess.run([f"{tool}-save"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit {done.returncode}")
+    return done.stdout
+
+
+def _nft_ruleset() -> dict[str, Any]:
+    try:
+        from nftables import Nftables
+    except ImportError:
+        raise RuntimeError("libnftables' Python binding (python3-nftables) isn't installed") from None
+    nft = Nftables()
+    nft.set_json_output(True)
+    nft.set_handle_output(True)
+    code, output, error = nft.json_cmd({"nftables": [{"list": {"ruleset": None}}]})
+    if code:
+        raise RuntimeError(str(error).strip().splitlines()[0] if str(error).strip() else f"error {code}")
+    return dict(output) if isinstance(output, dict) else {}
+
+
+def read_interfaces() -> tuple[list[Interface], list[str]]:
+    """The interfaces of this network namespace, and those of its default routes."""
+    with IPRoute(groups=0) as netlink:
+        links = list(netlink.get_links())
+        names = {link["index"]: link.get("ifname") for link in links}
+        uplinks = {names.get(route.get("oif"), "") for route in netlink.get_default_routes(family=2)}
+    ports = Counter(link.get("master") for link in links if link.get("master") and _kind(link) == "veth")
+    interfaces = [
+        Interface(
+            name=link.get("ifname"),
+            kind=_kind(link),
+            master=names.get(link.get("master"), "") or "",
+            other_namespace=link.get("link_netnsid") is not None,
+            ports=ports[link["index"]],
+        )
+        for link in links
+    ]
+    return interfaces, sorted(uplinks - {""})
+
+
+def _kind(link: Any) -> str:
+    return str((link.get("linkinfo") or {}).get("kind") or "")
