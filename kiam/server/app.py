@@ -62,7 +62,8 @@ class Server:
         )
         self.port = 0
         """Where it listens, once it does."""
-        self._service: Service | None = None
+        self.service: Service | None = None
+        """What answers the calls, once there is one."""
         self._api: KubeApi | None = None
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -77,7 +78,7 @@ class Server:
         )
         api = self._api = await KubeApi.connect(config.kubeconfig)
         credentials = CredentialsManager(sts, config.fetchers, config.session_refresh, Metrics(self._registry))
-        service = self._service = Service(
+        service = self.service = Service(
             self._pods,
             self._known_judge,
             credentials,
@@ -104,8 +105,8 @@ class Server:
     async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
         """Answer what is held, let calls under way end for so many seconds at most, and close."""
         self._readiness.stop()
-        if self._service is not None:
-            self._service.stop()
+        if self.service is not None:
+            self.service.stop()
         await self._grpc.stop(seconds)
         if self._api is not None:
             await self._api.close()
@@ -156,8 +157,8 @@ class Server:
 
     def _reached(self, thing: str) -> None:
         self._readiness.reached(thing)
-        if self._service is not None and not self._readiness.waits_for(BASE_ARN, *STORES):
-            self._service.ready()
+        if self.service is not None and not self._readiness.waits_for(BASE_ARN, *STORES):
+            self.service.ready()
         if self._readiness.message == "ok":
             log.info("ready", extra={"pods": len(self._pods)})
 

@@ -12,7 +12,7 @@ class Waiting:
     """Futures by key (an address, a namespace), bounded in number."""
 
     def __init__(self, most: int = MOST_HELD) -> None:
-        self._most = most
+        self.most = most
         self._futures: dict[str, set[asyncio.Future[None]]] = {}
         self._held = 0
 
@@ -21,7 +21,7 @@ class Waiting:
 
     async def wait(self, key: str, seconds: float) -> bool:
         """Wait until the key is told, for so many seconds at most. False: that time passed, or too many wait."""
-        if seconds <= 0 or self._held >= self._most:
+        if seconds <= 0 or self._held >= self.most:
             return False
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._futures.setdefault(key, set())

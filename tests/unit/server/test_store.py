@@ -78,7 +78,7 @@ def test_address_that_changes_hands_follows(store: PodStore) -> None:
 
 
 def test_listeners_are_told_of_changes_only(store: PodStore) -> None:
-    told: list[tuple[str | None, str | None]] = []
+    told: list[tuple[object, object]] = []
     store.listen(lambda old, new: told.append((old and old.role, new and new.role)))
     store.put(make("a", role="x"))
     store.put(make("a", role="x"))
