@@ -9,7 +9,16 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings
-from kiam.cli.options import add_boolean, add_common, add_server_client, add_telemetry, duration, flag_type, tls_files
+from kiam.cli.options import (
+    add_boolean,
+    add_common,
+    add_server_client,
+    add_telemetry,
+    duration,
+    flag_type,
+    flags_without_effect,
+    tls_files,
+)
 from kiam.dataplane import HostNetwork, InterfacePattern
 from kiam.dataplane.registry import DATAPLANES
 from kiam.errors import UserError
@@ -158,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kiam.logs import configure_logging
 
     configure_logging(arguments.level, arguments.json_log)
-    if arguments.server_address_refresh:
-        logging.getLogger(__name__).warning("--server-address-refresh is ignored: addresses are always looked up anew")
+    for line in flags_without_effect(arguments):
+        logging.getLogger(__name__).warning("%s", line)
     uvloop.run(run_agent(settings_from(arguments)))
     return 0

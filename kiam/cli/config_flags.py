@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from kiam.cli.options import WITHOUT_EFFECT
 from kiam.dataplane.verify.results import CheckResult, failed, passed, warned
 from kiam.durations import format_duration
 
 _NOT_THE_COMMANDS = frozenset({"help", "output"})
-
-WITHOUT_EFFECT = {
-    "server_address_refresh": "has no effect any more: addresses are always looked up anew",
-}
-"""Conventional flags, by destination, that are taken and mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ def _check(flag: str, action: argparse.Action, value: object) -> CheckResult:
     if value == action.default:
         return passed(flag, f"{shown} (default)")
     if action.dest in WITHOUT_EFFECT:
-        return warned(flag, f"{shown}; {WITHOUT_EFFECT[action.dest]}", f"leave {flag} out")
+        return warned(flag, f"{shown}; has no effect any more: {WITHOUT_EFFECT[action.dest][1]}", f"leave {flag} out")
     return passed(flag, shown)
 
 

@@ -13,6 +13,22 @@ from kiam.tls import TLSFiles
 
 T = TypeVar("T")
 
+WITHOUT_EFFECT: dict[str, tuple[object, str]] = {
+    "server_address_refresh": (timedelta(0), "addresses are always looked up anew"),
+    "prometheus_sync_interval": (timedelta(seconds=5), "metrics are always of the moment they are asked for"),
+    "prefetch_buffer_size": (1000, "pods wait for their credentials in memory, where none is dropped"),
+}
+"""Conventional flags that are taken and mean nothing any more: their default, and why there is nothing left to set."""
+
+
+def flags_without_effect(arguments: argparse.Namespace) -> list[str]:
+    """One line for each flag that was set for nothing."""
+    return [
+        f"--{name.replace('_', '-')} has no effect any more: {reason}"
+        for name, (default, reason) in WITHOUT_EFFECT.items()
+        if getattr(arguments, name, default) != default
+    ]
+
 
 def flag_type(parse: Callable[[str], T], name: str) -> Callable[[str], T]:
     """A parser whose ValueError message reaches the user whole (argparse would put its own words in its place)."""

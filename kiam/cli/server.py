@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 from datetime import timedelta
@@ -15,6 +16,7 @@ from kiam.cli.options import (
     add_telemetry,
     duration,
     flag_type,
+    flags_without_effect,
     tls_files,
 )
 from kiam.durations import format_duration
@@ -153,5 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kiam.server.app import serve
 
     configure_logging(arguments.level, arguments.json_log)
+    for line in flags_without_effect(arguments):
+        logging.getLogger(__name__).warning("%s", line)
     uvloop.run(serve(config))
     return 0
