@@ -209,6 +209,6 @@ def _missing_chains(programs: Programs, table: str, chains: frozenset[str]) -> f
     if programs.backend is not IptablesBackend.NFT:
         return frozenset()
     # pyroute2 takes long to import, and this is needed once in a node's life.
-    from kiam.dataplane.iptables_chains import TABLE, existing
+    from kiam.dataplane.iptables_chains import missing
 
-    return frozenset({TABLE, *chains}) - existing(table, programs.ipv6)
+    return missing(table, chains, programs.ipv6)

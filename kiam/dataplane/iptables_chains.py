@@ -8,9 +8,16 @@ remembered and deleted. Talks netlink, because only there a delete can be told t
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 
-from pyroute2.netlink import NLM_F_ACK, NetlinkError
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NetlinkError
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETTABLE,
+    nft_chain_msg,
+    nft_table_msg,
+)
 from pyroute2.nftables.main import NFTables
 
 TABLE = "table"
@@ -19,26 +26,36 @@ NLM_F_NONREC = 0x100
 """linux/netlink.h: do not delete recursively."""
 
 
-def _family(ipv6: bool) -> int:
-    return int(socket.AF_INET6 if ipv6 else socket.AF_INET)
+def _open(ipv6: bool) -> NFTables:
+    return NFTables(nfgen_family=int(socket.AF_INET6 if ipv6 else socket.AF_INET))
 
 
-def existing(table: str, ipv6: bool) -> frozenset[str]:
-    """The built-in chains of an iptables-nft table that are there, and ``table`` for the table itself."""
-    family = _family(ipv6)
-    with NFTables(nfgen_family=family) as netlink:
-        tables = {message.get_attr("NFTA_TABLE_NAME") for message in netlink.get_tables()}
-        chains = {
-            message.get_attr("NFTA_CHAIN_NAME")
-            for message in netlink.get_chains()
-            if message.get_attr("NFTA_CHAIN_TABLE") == table and message.get_attr("NFTA_CHAIN_HOOK") is not None
-        }
-    return frozenset(chains | ({TABLE} if table in tables else set()))
+def _exists(netlink: NFTables, table: str, name: str) -> bool:
+    # Asked for by name: listing all takes seconds on a node with thousands of kube-proxy's chains.
+    if name == TABLE:
+        message, kind = nft_table_msg(), NFT_MSG_GETTABLE
+        message["attrs"] = [("NFTA_TABLE_NAME", table)]
+    else:
+        message, kind = nft_chain_msg(), NFT_MSG_GETCHAIN
+        message["attrs"] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
+    try:
+        netlink.request_get(message, kind, NLM_F_REQUEST)
+    except NetlinkError as error:
+        if error.code == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def missing(table: str, names: frozenset[str], ipv6: bool) -> frozenset[str]:
+    """Those of an iptables-nft table's named built-in chains that aren't there, and ``table`` if it isn't itself."""
+    with _open(ipv6) as netlink:
+        return frozenset(name for name in {TABLE, *names} if not _exists(netlink, table, name))
 
 
 def delete_if_empty(table: str, names: tuple[str, ...], ipv6: bool) -> None:
     """Delete those of the named chains that hold no rule, and then the table if it is named and empty."""
-    with NFTables(nfgen_family=_family(ipv6)) as netlink:
+    with _open(ipv6) as netlink:
         for name in names:
             if name != TABLE:
                 # EBUSY: somebody has rules in it by now; ENOENT: it is gone already.
