@@ -17,7 +17,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup demo bench test test-vm lint proto lock clean chart-docs manifests
+.PHONY: setup demo bench test test-vm lint proto lock clean chart-docs manifests test-image
 
 setup: $(VENV)/.ready
 
@@ -60,8 +60,13 @@ demo: setup
 
 # The parallel tests first, then those that need the machine to themselves.
 test: setup
-	$(BIN)/pytest -n 2 -q -m "not serial and not vm"
+	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image"
 	$(BIN)/pytest -q -m "serial"
+
+# The Dockerfile's own steps in a debootstrap folder, and what they made, confined as the chart confines it.
+test-image: setup
+	$(call install-missing,debootstrap)
+	$(BIN)/pytest -q -m "image"
 
 # Other kernels, in QEMU: make test-vm KERNELS="5.10 6.1 6.12 newest"
 KERNELS ?= 5.10 6.1 6.12 newest

@@ -1,0 +1,141 @@
+"""The image, built by the Dockerfile's own steps, starts as the chart starts it: confined, read-only, and not root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from kiam import __version__
+from kiam.cli import COMMANDS
+from kiam.dataplane.cgroups import find_cgroup2_root
+from tests.deploy.chart import GIVEN_CERTIFICATES, Manifest, at, find, manifests
+from tests.deploy.image import Builder, Image, debootstrap, enter
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
+
+LARGEST = 700_000_000
+"""Bytes. Measured below 550 MB: LLVM and clang are 170 of them, the Kubernetes client 75, botocore 30."""
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    folder = tmp_path_factory.mktemp("image")
+    try:
+        debootstrap(folder / "base")
+        yield Builder(folder, folder / "base").build()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def confined(security: Manifest) -> list[str]:
+    """The start of a command line that gives up what a container with that securityContext doesn't have."""
+    kept = security["capabilities"].get("add", [])
+    words = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--clear-groups"]
+    words += ["--bounding-set=" + ",".join(["-all", *(f"+{name.lower()}" for name in kept)])]
+    if security["runAsUser"]:
+        words += [f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}"]
+    return words
+
+
+def run(
+    image: Image, security: Manifest, command: list[str], environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as the chart runs it: read-only file system, capabilities dropped, network of its own."""
+    line = enter(
+        image.root,
+        [*confined(security), *command],
+        environment=image.environment | dict(environment or {}),
+        read_only=True,
+        namespaces=("--mount", "--pid", "--fork", "--net"),
+    )
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+
+
+def security_context(container: str, *values: Manifest) -> Manifest:
+    workload = find(manifests(GIVEN_CERTIFICATES, *values), f"DaemonSet/kiam-{container}")
+    context: Manifest = workload["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    return context
+
+
+@pytest.mark.parametrize("program", ["/kiam", "kiam"])
+def test_both_names_start_it(image: Image, program: str) -> None:
+    done = run(image, security_context("server"), [program, "--version"])
+    assert (done.stdout, done.returncode) == (f"kiam {__version__}\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_works_without_root_or_a_writable_file_system(image: Image, command: str) -> None:
+    done = run(image, security_context("server"), ["/kiam", command, "--help"])
+    assert done.returncode == 0, done.stderr
+    assert f"usage: kiam {command}" in done.stdout
+
+
+def test_the_images_own_command_is_the_help(image: Image) -> None:
+    done = run(image, security_context("agent"), image.command)
+    assert done.returncode == 0, done.stderr
+    assert set(COMMANDS) <= set(done.stdout.split())
+
+
+def test_by_default_it_is_not_root(image: Image) -> None:
+    assert image.user == "65532:65532"
+    assert "65532:65532" in (image.root / "etc/passwd").read_text()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup for the eBPF programs, so that no process of this machine is redirected."""
+    made = find_cgroup2_root() / f"kiam-image-{uuid.uuid4().hex[:8]}"
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+@pytest.mark.parametrize("dataplane", ["iptables", "nftables", "ebpf"])
+def test_dataplanes_install_with_the_charts_capabilities(image: Image, cgroup: Path, dataplane: str) -> None:
+    """With no other: what the chart gives is enough, eBPF's compiler and headers included."""
+    chosen = at("agent.dataplane", dataplane)
+    agent = find(manifests(GIVEN_CERTIFICATES, chosen), "DaemonSet/kiam-agent")["spec"]["template"]["spec"]
+    (container,) = agent["initContainers"]
+    arguments = " ".join(container["args"]).replace("$(HOST_IP)", "10.0.0.1")
+    script = f"/kiam dataplane install {arguments} && /kiam dataplane status {arguments} && /kiam dataplane remove"
+    done = run(image, container["securityContext"], ["sh", "-c", script], {"KIAM_EBPF_CGROUP": str(cgroup)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "installed" in done.stdout
+
+
+def test_without_the_capabilities_the_error_is_one_line(image: Image) -> None:
+    script = "dataplane install --dataplane=nftables --host=10.0.0.1 --port=8181 --host-interface=cali+"
+    done = run(image, security_context("agent"), ["/kiam", *script.split()])
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_it_has_no_compiler_and_no_installer_but_libbpfccs(image: Image) -> None:
+    folders = [image.root / name for name in ("usr/bin", "usr/sbin", "usr/local/bin", "opt/kiam/bin")]
+    programs = {program.name for folder in folders for program in folder.iterdir()}
+    for name in ("gcc", "cc", "clang", "ld", "make", "pip", "pip3", "curl", "wget"):
+        assert not any(program == name or program.startswith(f"{name}-") for program in programs), name
+
+
+def test_nothing_in_it_gains_rights(image: Image) -> None:
+    """Set-user-ID programs are Debian's own few, and do nothing where privilege escalation is off."""
+    gaining = [
+        path
+        for folder, _, files in os.walk(image.root / "opt")
+        for path in (Path(folder) / file for file in files)
+        if not path.is_symlink() and path.stat().st_mode & 0o6000
+    ]
+    assert gaining == []
+
+
+def test_its_size(image: Image, record_property: Callable[[str, object], None]) -> None:
+    size = image.size()
+    record_property("bytes", size)
+    print(f"image: {size / 1e6:.0f} MB")
+    assert size < LARGEST
