@@ -80,9 +80,18 @@ class Programs:
             return
         if "xtables lock" in done.stderr:
             raise LockHeldError
-        if re.search(r"line \d+ failed|does a matching rule exist|RULE_DELETE failed|CHAIN_DEL failed", done.stderr):
+        if _rules_changed(done.stderr, script):
             raise RulesChangedError(_first_line(done.stderr))
         raise failure(self.restore_program, done.stderr)
+
+
+def _rules_changed(stderr: str, script: str) -> bool:
+    # iptables-nft names the step that the kernel refused at the end; both name a line that didn't fit what they read.
+    if re.search(r"\b(RULE_DELETE|CHAIN_USER_ADD|CHAIN_USER_DEL|CHAIN_DEL) failed", stderr):
+        return True
+    failed = re.search(r"line (\d+) failed", stderr)
+    lines = script.splitlines()
+    return failed is not None and int(failed[1]) <= len(lines) and lines[int(failed[1]) - 1] != "COMMIT"
 
 
 def _run(argv: list[str], script: str | None = None) -> subprocess.CompletedProcess[str]:

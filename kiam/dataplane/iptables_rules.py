@@ -266,7 +266,8 @@ def install_script(table_name: str, table: Table, rules: TableRules, made: Seque
     wanted = _with_made(rules, made)
     known = {rule: rule for rule in (*present, *(rule for content in chains.values() for rule in content))}
     lines = [f"*{table_name}"]
-    lines += [f":{chain} - [0:0]" for chain in wanted.chains]
+    lines += _start_record(table)
+    lines += [f":{chain} - [0:0]" for chain in wanted.chains if chain != INSTALLED]
     # By text, not by number: numbers change when another program writes, texts don't. Deleting comes before inserting,
     # because -D takes the first rule that reads so.
     lines += [f"-D {rule.chain} {rule.text}" for rule in present]
@@ -274,6 +275,15 @@ def install_script(table_name: str, table: Table, rules: TableRules, made: Seque
     lines += [_line("-I", _counted(rule, known), "1 ") for rule in reversed(wanted.hooks)]
     lines += _drop_chains(chain for chain in chains if chain not in wanted.chains)
     return "\n".join([*lines, "COMMIT", ""])
+
+
+def _start_record(table: Table) -> list[str]:
+    # Not by flushing, which always succeeds: of two installs at the same time each would write its rule, and the second
+    # forget that the first one's is ours. Making a chain that has come into being meanwhile fails, and so does deleting
+    # a copy that has gone.
+    if INSTALLED not in table:
+        return [f"-N {INSTALLED}"]
+    return [f"-D {INSTALLED} {copy.text}" for copy in table[INSTALLED]]
 
 
 def _drop_chains(chains: Iterable[str]) -> list[str]:

@@ -1,0 +1,91 @@
+"""Pods on the host network, told from the host's own processes by their cgroup.
+
+Serial, because the kubepods cgroups of tests that run at the same time come and go while they are looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kiam.dataplane import HostNetwork
+from kiam.errors import UserError
+from tests.integration.dataplane.conftest import Plane
+from tests.integration.dataplane.world import METADATA, METADATA6, Client, World
+
+pytestmark = pytest.mark.serial
+
+QUALITIES = ("burstable", "besteffort", "")
+
+
+@pytest.fixture(scope="module")
+def host_pods(world: World) -> Iterator[dict[str, Client]]:
+    """A pod of each quality-of-service class on the node's own network."""
+    clients = {
+        quality: world.client_in(world.node, world.cgroups.pod(f"00000000-0000-4000-8000-0000000000b{number}", quality))
+        for number, quality in enumerate(QUALITIES)
+    }
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def agent_client(world: World) -> Client:
+    """A process in the agent's pod."""
+    return world.client_in(world.node, world.agent_pod)
+
+
+def test_by_default_they_are_left_alone(plane: Plane, host_pods: dict[str, Client]) -> None:
+    plane.install()
+    for quality, client in host_pods.items():
+        assert client.do("who", METADATA)["service"] == "real", quality
+
+
+def test_denied_pods_reach_nothing_and_the_host_everything(
+    plane: Plane, world: World, host_pods: dict[str, Client], agent_client: Client
+) -> None:
+    plane.install(plane.for_host_pods(HostNetwork.DENY))
+    before = world.reached("node")
+    for quality, client in host_pods.items():
+        for address in (METADATA, METADATA6):
+            assert "error" in client.ask("try_connect", address, 80), (quality, address)
+            assert "error" in client.ask("try_connect", address, 81), (quality, address)
+            client.ask("datagram", address, 80)
+    assert world.reached("node") == before
+    assert (plane.counters().drops or {})["host-network"] >= len(QUALITIES) * 4
+    for client in (world.host, agent_client):
+        assert client.do("who", METADATA)["service"] == "real"
+        assert client.do("who", METADATA6)["service"] == "real"
+    assert world.client.do("who", METADATA)["service"] == "agent"
+
+
+def test_redirected_pods_land_on_the_agent_and_the_host_on_the_real_service(
+    plane: Plane, world: World, host_pods: dict[str, Client], agent_client: Client
+) -> None:
+    plane.install(plane.for_host_pods(HostNetwork.REDIRECT))
+    before = world.reached("node")
+    for quality, client in host_pods.items():
+        assert client.do("who", METADATA)["service"] == "agent", quality
+        assert "error" in client.ask("try_connect", METADATA, 81), quality
+        assert "error" in client.ask("try_connect", METADATA6, 80), quality
+        client.ask("datagram", METADATA, 80)
+    assert world.reached("node") == before
+    assert plane.counters().redirects == len(QUALITIES)
+    for client in (world.host, agent_client):
+        assert client.do("who", METADATA)["service"] == "real"
+
+
+def test_going_back_to_ignore_lets_them_through_again(plane: Plane, world: World, host_pods: dict[str, Client]) -> None:
+    before = world.state()
+    plane.install(plane.for_host_pods(HostNetwork.DENY))
+    plane.install()
+    assert host_pods["burstable"].do("who", METADATA)["service"] == "real"
+    plane.remove()
+    assert world.state() == before
+
+
+def test_an_agent_cgroup_that_is_not_there_is_refused(plane: Plane) -> None:
+    with pytest.raises(UserError, match="no cgroup 'kubepods/no-such'"):
+        plane.install(plane.but(host_network=HostNetwork.DENY, agent_cgroup="kubepods/no-such"))

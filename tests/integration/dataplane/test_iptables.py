@@ -1,0 +1,214 @@
+"""What only iptables has: the documented text, its place, the two rule stores, the lock, rules written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kiam.dataplane import Condition, InterfacePattern, IptablesBackend
+from kiam.dataplane.iptables import IptablesDataplane
+from kiam.dataplane.iptables_rules import documented_command
+from tests.integration.dataplane.conftest import Plane
+from tests.integration.dataplane.kube_proxy import iptables_rules
+from tests.integration.dataplane.world import AGENT_PORT, METADATA, OTHER_AGENT_PORT, World
+from tests.sandbox.netns import NODE_IPV4, NetNs
+
+BY_HAND = (
+    f"-A PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -j DNAT --to-destination {NODE_IPV4}:8181"
+)
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def iptables(world: World, backend: str) -> Iterator[Plane]:
+    made = Plane(f"iptables-{backend}", world)
+    world.forget_connections()
+    yield made
+    made.remove()
+    for table in ("nat", "mangle"):
+        world.node.run(f"iptables-{backend}", "-t", table, "-F")
+        world.node.run(f"iptables-{backend}", "-t", table, "-X")
+
+
+def prerouting(world: World, backend: str) -> list[str]:
+    lines = world.node.run(f"iptables-{backend}", "-t", "nat", "-S", "PREROUTING").stdout.splitlines()
+    return [line for line in lines if line.startswith("-A")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("cali+", "-i cali+ "),
+        ("!eth0", "! -i eth0 "),
+        ("weave", "-i weave "),
+        ("kube-bridge", "-i kube-bridge "),
+        ("cbr0", "-i cbr0 "),
+        ("lxc+", "-i lxc+ "),
+        ("!cali+", "! -i cali+ "),
+        ("+", ""),
+    ],
+)
+def test_the_rule_reads_as_documented(iptables: Plane, world: World, backend: str, pattern: str, words: str) -> None:
+    interface = InterfacePattern.parse(pattern)
+    iptables.install(iptables.but(interface=interface))
+    written = f"-A PREROUTING -d 169.254.169.254/32 {words}-p tcp -m tcp --dport 80 -j DNAT --to-destination "
+    assert prerouting(world, backend) == [f"{written}{NODE_IPV4}:{AGENT_PORT}"]
+    assert documented_command(NODE_IPV4, AGENT_PORT, interface) == f"iptables -t nat {written}{NODE_IPV4}:{AGENT_PORT}"
+
+
+def test_a_rule_written_by_hand_reads_alike_and_stays(iptables: Plane, world: World, backend: str) -> None:
+    world.node.run(f"iptables-{backend}", "-t", "nat", *BY_HAND.split())
+    before = world.state()
+    iptables.install()
+    iptables.install()
+    assert prerouting(world, backend) == [BY_HAND, BY_HAND]
+    iptables.remove()
+    assert prerouting(world, backend) == [BY_HAND]
+    assert world.state() == before
+
+
+def test_a_rule_written_by_hand_alone_is_not_ours(iptables: Plane, world: World, backend: str) -> None:
+    world.node.run(f"iptables-{backend}", "-t", "nat", *BY_HAND.split())
+    assert iptables.inspect().condition is Condition.ABSENT
+    iptables.remove()
+    assert prerouting(world, backend) == [BY_HAND]
+
+
+def test_it_goes_in_ahead_of_kube_proxy_and_moves_ahead_again(iptables: Plane, world: World, backend: str) -> None:
+    restore = f"iptables-{backend}-restore"
+    world.node.run(restore, "--noflush", stdin=iptables_rules(5))
+    iptables.install()
+    assert prerouting(world, backend)[0] == BY_HAND
+    greedy = ("-d", METADATA, "-p", "tcp", "-m", "tcp", "--dport", "80", "-j", "KUBE-SVC-0000000000000001")
+    world.node.run(f"iptables-{backend}", "-t", "nat", "-I", "KUBE-SERVICES", *greedy)
+    world.node.run(f"iptables-{backend}", "-t", "nat", "-I", "PREROUTING", "-j", "KUBE-SERVICES")
+    inspection = iptables.inspect(iptables.wanted)
+    assert inspection.condition is Condition.DIFFERENT
+    assert "behind a rule that could take the packet first" in inspection.problems[0]
+    assert "--to-destination 10.44.0.2:8080" in inspection.problems[0]
+
+    iptables.install()
+    assert prerouting(world, backend)[0] == BY_HAND
+    assert len(prerouting(world, backend)) == 3
+    assert world.client.do("who", METADATA)["service"] == "agent"
+
+
+def test_behind_rules_that_cannot_take_the_packet_it_stays_where_it_is(
+    iptables: Plane, world: World, backend: str
+) -> None:
+    iptables.install()
+    # As kube-proxy does when it starts after us: its chain goes to the top, and no Service has this address.
+    world.node.run(f"iptables-{backend}-restore", "--noflush", stdin=iptables_rules(5))
+    assert prerouting(world, backend)[1] == BY_HAND
+    assert iptables.inspect(iptables.wanted).condition is Condition.INSTALLED
+    assert world.client.do("who", METADATA)["service"] == "agent"
+
+
+def test_auto_goes_where_kubelets_hint_is_and_takes_ours_out_of_the_other_store(
+    iptables: Plane, world: World, backend: str
+) -> None:
+    auto = iptables.but(iptables_backend=IptablesBackend.AUTO)
+    other = {"nft": "legacy", "legacy": "nft"}[backend]
+    iptables.install(iptables.but(iptables_backend=IptablesBackend(other)))
+    world.node.run(f"iptables-{backend}-restore", "--noflush", stdin=iptables_rules(1))
+    stale = iptables.inspect(auto)
+    assert stale.condition is Condition.DIFFERENT
+    assert any(f"in the other backend, {other}" in problem for problem in stale.problems)
+
+    with world.nothing_gets_through():
+        world.client.do("start_load", METADATA, 80, 2)
+        iptables.install(auto)
+        assert set(world.client.do("stop_load")) <= {"agent"}
+    assert BY_HAND in prerouting(world, backend)
+    assert prerouting(world, other) == []
+
+
+def test_removal_finds_ours_in_both_stores(world: World) -> None:
+    before = world.state()
+    plane = Plane("iptables-nft", world)
+    plane.install()
+    # As somebody who moves a node from one store to the other does it.
+    for name in ("iptables", "ip6tables"):
+        saved = world.node.run(f"{name}-nft-save").stdout
+        world.node.run(f"{name}-legacy-restore", "--noflush", stdin=saved)
+    assert prerouting(world, "nft") == prerouting(world, "legacy") == [BY_HAND]
+    plane.remove()
+    assert world.state() == before
+
+
+def test_rules_doubled_by_a_restore_are_put_right(iptables: Plane, world: World, backend: str) -> None:
+    iptables.install()
+    saved = world.node.run(f"iptables-{backend}-save", "-t", "nat").stdout
+    doubled = "\n".join(line for line in saved.splitlines() if not line.startswith(":"))
+    world.node.run(f"iptables-{backend}-restore", "--noflush", stdin=doubled + "\n")
+    assert prerouting(world, backend) == [BY_HAND, BY_HAND]
+    assert iptables.inspect(iptables.wanted).condition is Condition.DIFFERENT
+    iptables.install()
+    assert prerouting(world, backend) == [BY_HAND]
+
+
+def test_counts_survive_a_change_of_what_is_dropped(iptables: Plane, world: World) -> None:
+    iptables.install()
+    world.client.ask("try_connect", METADATA, 81)
+    before = iptables.counters()
+    assert (before.drops or {})["other-port"] >= 1
+    iptables.install(iptables.but(port=OTHER_AGENT_PORT))
+    assert (iptables.counters().drops or {})["other-port"] >= (before.drops or {})["other-port"]
+
+
+@pytest.mark.parametrize("held", [0.3])
+def test_a_held_xtables_lock_is_waited_for(
+    iptables: Plane, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, held: float
+) -> None:
+    lock = tmp_path / "xtables.lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    with lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        release = threading.Timer(held, fcntl.flock, (holder, fcntl.LOCK_UN))
+        release.start()
+        iptables.install()
+        release.join()
+    assert world.client.do("who", METADATA)["service"] == "agent"
+
+
+def test_nothing_is_written_where_all_is_well(iptables: Plane, world: World, backend: str) -> None:
+    iptables.install()
+    watched = world.node.run(f"iptables-{backend}-save", "-c").stdout
+    iptables.install()
+    assert strip_comments(world.node.run(f"iptables-{backend}-save", "-c").stdout) == strip_comments(watched)
+
+
+def strip_comments(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_legacy_tables_are_not_made_by_looking() -> None:
+    with NetNs("looking") as netns:
+        plane = IptablesDataplane()
+        assert netns.call(plane.inspect).condition is Condition.ABSENT
+        netns.call(plane.remove)
+        netns.call(plane.counters)
+        assert netns.run("cat", "/proc/net/ip_tables_names", check=False).stdout == ""
+        assert netns.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_two_installs_at_the_same_time_leave_one_rule(iptables: Plane, world: World, backend: str) -> None:
+    threads = [
+        threading.Thread(target=world.node.call, args=(IptablesDataplane().install, iptables.wanted)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    iptables.install()
+    assert prerouting(world, backend) == [BY_HAND]
+    assert dataclasses.asdict(iptables.inspect(iptables.wanted))["problems"] == ()
