@@ -24,6 +24,9 @@ def _ipv4(text: str) -> IPv4Address:
         raise ValueError(f"'{text}' is not an IPv4 address; give the node's own, such as 10.0.0.1") from None
 
 
+ipv4_address = flag_type(_ipv4, "address")
+
+
 def _ipv6(text: str) -> IPv6Address:
     try:
         return IPv6Address(text)
@@ -35,7 +38,7 @@ def add_wanted_state(parser: argparse.ArgumentParser) -> None:
     """Add every flag a wanted state is made of."""
     parser.add_argument(
         "--host",
-        type=flag_type(_ipv4, "address"),
+        type=ipv4_address,
         metavar="ADDRESS",
         help="the node's IPv4 address, to which pods are redirected (or environment HOST_IP)",
     )

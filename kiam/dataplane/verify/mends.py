@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 
 from kiam.dataplane import METADATA_IPV4, METADATA_PORT, HostNetwork, InterfacePattern, IptablesBackend, WantedState
 from kiam.dataplane.verify.rules import Rule, Table, drop_table_option
@@ -66,6 +67,14 @@ class Mends:
     def for_interface(self, pattern: InterfacePattern) -> str:
         """Redirect another pattern's interfaces instead."""
         return replace(self, wanted=replace(self.wanted, interface=pattern)).install()
+
+    def for_host(self, address: IPv4Address) -> str:
+        """Redirect to another address instead."""
+        return replace(self, wanted=replace(self.wanted, host_address=address)).install()
+
+    def with_dataplane(self, dataplane: str) -> Mends:
+        """The same for another dataplane."""
+        return replace(self, dataplane=dataplane)
 
     def install(self) -> str:
         """Bring the kernel to the wanted state."""

@@ -58,6 +58,8 @@ class Evidence:
     """Whether the host's own SYN to the IPv4 address was seen leaving: only then would a pod's have been seen too."""
     control6: bool
     """The same over IPv6."""
+    served6: bool = True
+    """Whether the service answered the host over IPv6: on instances where it is off, nothing is to be had there."""
 
     def reached(self, attempt: Attempt) -> bool:
         """Whether a packet of the attempt left the node for the metadata service."""
@@ -96,17 +98,17 @@ def judge_way(way: str, attempt: Attempt, evidence: Evidence, mends: Mends) -> C
     if attempt.outcome is Outcome.UNSUPPORTED:
         return skipped(check, f"not possible here: {attempt.detail}", info.needs or mends.verify())
     if evidence.reached(attempt):
-        return _reached(check, info, "its packet left the node for the real service", mends)
+        return _reached(check, info, evidence, "its packet left the node for the real service", mends)
     if attempt.outcome is Outcome.CONNECTED and way not in evidence.landed:
-        return _reached(check, info, f"connected to something that isn't the agent at {agent}", mends)
+        return _reached(check, info, evidence, f"connected to something that isn't the agent at {agent}", mends)
     if attempt.outcome is Outcome.ANSWERED and way in {"udp", "icmp"}:
-        return _reached(check, info, "something answered", mends)
+        return _reached(check, info, evidence, "something answered", mends)
     if attempt.outcome is Outcome.CONNECTED:
         return passed(check, "landed on the agent")
     if attempt.outcome is Outcome.BLOCKED:
         return passed(check, f"refused by the kernel: {attempt.detail}")
     control = evidence.control6 if info.ipv6 else evidence.control
-    if not attempt.sent and way not in {"tcp", "udp"} and attempt.outcome is not Outcome.SILENCE:
+    if attempt.port and not attempt.sent and attempt.outcome is Outcome.REFUSED:
         # Nothing for the metadata address left the pod, so nothing of it can have got further.
         return passed(check, f"led elsewhere, and refused there: {attempt.detail}")
     if not control:
@@ -119,9 +121,12 @@ def judge_way(way: str, attempt: Attempt, evidence: Evidence, mends: Mends) -> C
     return passed(check, f"{attempt.detail}; nothing left the node")
 
 
-def _reached(check: str, info: WayInfo, seen: str, mends: Mends) -> CheckResult:
-    if not info.credentials and mends.dataplane == BY_HAND:
+def _reached(check: str, info: WayInfo, evidence: Evidence, seen: str, mends: Mends) -> CheckResult:
+    if mends.dataplane == BY_HAND and not info.credentials:
         text = f"{seen} (the documented rule leaves it open; EC2 serves no credentials this way)"
+        return warned(check, text, mends.install_with_drops())
+    if mends.dataplane == BY_HAND and info.ipv6 and not evidence.served6:
+        text = f"{seen} (the documented rule leaves it open; nothing answers the host there either)"
         return warned(check, text, mends.install_with_drops())
     return failed(check, seen, mends.install_with_drops())
 

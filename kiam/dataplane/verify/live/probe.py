@@ -55,6 +55,11 @@ class Probe:
         """A path to its network namespace, good while it lives."""
         return f"/proc/{self._process.pid}/ns/net"
 
+    def configure(self, address: str, address6: str, next_hop: str) -> None:
+        """Give a new namespace's interface its addresses (the second may be empty) and routes. Raises UserError."""
+        self._write({"configure": [address, address6, next_hop]})
+        self._read(START_SECONDS)
+
     def carry_out(self, order: Order) -> dict[str, Attempt]:
         """Try all the order's ways at once; connections stay open until the probe ends."""
         self._write({"order": _as_json(order)})
@@ -83,7 +88,7 @@ class Probe:
             raise UserError("the probe gave no answer" if ready == [] else "the probe ended early; see the lines above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise UserError(f"can't enter a network namespace: {answer['error']}")
+            raise UserError(f"the probe can't do its work: {answer['error']}")
         return answer
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
 from kiam.dataplane.verify.live.attempts import Attempt, Order, Outcome
 from kiam.dataplane.verify.live.frames import TCP, UDP, Seen
 from kiam.dataplane.verify.live.tap import Tap
-from kiam.dataplane.verify.live.ways import OTHER_PORT, WAYS, Context
+from kiam.dataplane.verify.live.ways import WAYS, Context
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWNET = 0x40000000
@@ -40,19 +40,34 @@ def main() -> int:
     try:
         enter(where)
     except OSError as error:
-        _say({"error": f"{error.strerror}: {where}" if where != "new" else str(error.strerror)})
+        _say({"error": f"can't enter a network namespace ({where}): {error.strerror}"})
         return 1
     _say({"ready": True})
     context: Context | None = None
     for line in sys.stdin:
         message = json.loads(line)
-        if "order" in message:
+        if "configure" in message:
+            _say(_configure(*message["configure"]))
+        elif "order" in message:
             order = message["order"]
             context = Context(Order(tuple(order.pop("ways")), **order))
             _say({"attempts": [dataclasses.asdict(attempt) for attempt in carry_out(context)]})
         elif "talk" in message and context is not None:
             _say({"reply": talk(context.open[message["talk"]], message["path"], context.order.timeout)})
     return 0
+
+
+def _configure(address: str, address6: str, next_hop: str) -> dict[str, Any]:
+    # Imported only here: the probe in the host's namespace doesn't need it.
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from kiam.dataplane.verify.live.inside import configure
+
+    try:
+        configure(address, address6, next_hop)
+    except NetlinkError as error:
+        return {"error": f"can't configure its namespace: {error}"}
+    return {"configured": True}
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -89,19 +104,10 @@ def carry_out(context: Context) -> list[Attempt]:
 
 
 def keys_of(tried: Attempt, left: Sequence[Seen]) -> tuple[tuple[int, str], ...]:
-    """The packets of one attempt among those that left, told by its own address and port."""
+    """The packets of one attempt among those that left, told by its own port, which no other attempt has."""
     protocol = UDP if tried.way == "udp" else TCP
-    own = tried.address.removeprefix("::ffff:")
     return tuple(
-        {
-            seen.key
-            for seen in left
-            if tried.port
-            and (seen.protocol, seen.source_port) == (protocol, tried.port)
-            # An unconnected UDP socket has no address of its own.
-            and (tried.way == "udp" or str(seen.source) == own)
-            and (seen.destination_port == OTHER_PORT) == (tried.way == "other-port")
-        }
+        {seen.key for seen in left if tried.port and (seen.protocol, seen.source_port) == (protocol, tried.port)}
     )
 
 

@@ -66,7 +66,7 @@ def prove(
         pod = stack.enter_context(Probe(NEW if settings.pod_netns is None else str(settings.pod_netns), cgroup))
         address = address6 = ""
         if settings.pod_netns is None:
-            connected = stack.enter_context(wired(way_in, pod.namespace, settings.pod_address))
+            connected = stack.enter_context(wired(way_in, pod, settings.pod_address))
             address, address6 = str(connected.address), str(connected.address6 or "")
         own = host.carry_out(Order(("tcp", "tcp6"), settings.seconds, nonce))
         host_landed = {way for way in own if _landed(own[way], wanted)}
@@ -76,7 +76,7 @@ def prove(
         landed |= {way for way in others if _landed(others[way], wanted)}
         left = _left_node(tap)
     control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
-    evidence = Evidence(left, landed, control, control6)
+    evidence = Evidence(left, landed, control, control6, own["tcp6"].outcome is Outcome.CONNECTED)
     results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, mends)]
     results += [judge_way(way, others[way], evidence, mends) for way in ROUND]
     seen_by_host = Evidence(left, host_landed, control, control6)

@@ -68,17 +68,20 @@ def _tcp(
             return Attempt(name, Outcome.UNSUPPORTED, error.strerror or str(error))
         context.open[name] = connection
         connection.settimeout(context.order.timeout)
-        outcome, detail = Outcome.CONNECTED, ""
+        outcome, detail, own_port = Outcome.CONNECTED, "", 0
         try:
+            # Bound before it connects, so that the port is its own, and known also after a failure.
+            connection.bind(("", 0))
+            own_port = connection.getsockname()[1]
             if connect is None:
                 connection.connect((host, port))
             else:
                 connect(connection, (host, port), context.order.timeout)
         except OSError as error:
             outcome, detail = _outcome(error)
-        address, own_port = "", 0
+        address = ""
         with contextlib.suppress(OSError):
-            address, own_port, *_ = connection.getsockname()
+            address = connection.getsockname()[0]
         return Attempt(name, outcome, detail, address, own_port)
 
     return attempt

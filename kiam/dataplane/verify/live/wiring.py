@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -16,18 +17,18 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kiam.dataplane import InterfacePattern
 from kiam.dataplane.verify.interfaces import Interface
+from kiam.dataplane.verify.live.inside import INNER, NUD_PERMANENT
+from kiam.dataplane.verify.live.probe import Probe
 from kiam.errors import UserError
 
 BENCHMARKING = IPv4Address("198.18.0.0")
 """198.18.0.0/15 is set aside for tests of network devices and not routed (RFC 2544, RFC 6890), so no pods have it."""
 UNIQUE_LOCAL = IPv6Address("fd6b:6961:6d00::")
 """A prefix of unique local addresses (RFC 4193)."""
-GATEWAY = "169.254.1.1"
-GATEWAY6 = "fe80::1"
 IFNAMSIZ = 15
 ATTEMPTS = 8
-IFA_F_NODAD = 2
-NUD_PERMANENT = 0x80
+LINK_SCOPE = 253
+"""RT_SCOPE_LINK, linux/rtnetlink.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,45 +99,41 @@ class Wired:
 
 
 @contextlib.contextmanager
-def wired(plan: Plan, namespace: str, address: IPv4Address | None = None) -> Iterator[Wired]:
-    """Connect the namespace, and disconnect it at the end: deleting one end of a veth pair deletes both, with the
-    routes through it; the two entries on a bridge are taken out by themselves. Raises UserError.
+def wired(plan: Plan, pod: Probe, address: IPv4Address | None = None) -> Iterator[Wired]:
+    """Connect the pod's namespace, and disconnect it at the end: deleting one end of a veth pair deletes both, with the
+    routes through it; the entries on a bridge are taken out by themselves. Raises UserError.
     """
     with contextlib.ExitStack() as undo:
         host = undo.enter_context(IPRoute(groups=0))
-        pod = undo.enter_context(IPRoute(groups=0, netns=namespace))
         try:
-            yield _connect(plan, namespace, address, host, pod, undo)
+            connected = _connect(plan, pod, address, host, undo)
         except NetlinkError as error:
             raise UserError(f"can't wire a namespace to the node: {error}") from error
+        yield connected
 
 
-def _connect(
-    plan: Plan, namespace: str, address: IPv4Address | None, host: Any, pod: Any, undo: contextlib.ExitStack
-) -> Wired:
-    with Path(namespace).open("rb") as handle:
-        host.link("add", ifname=plan.host_name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": handle.fileno()})
-    undo.callback(_delete_link, host, plan.host_name)
-    veth = host.link_lookup(ifname=plan.host_name)[0]
-    inner = pod.link_lookup(ifname="eth0")[0]
-    pod.link("set", index=pod.link_lookup(ifname="lo")[0], state="up")
-    via = veth
+def _connect(plan: Plan, pod: Probe, address: IPv4Address | None, host: Any, undo: contextlib.ExitStack) -> Wired:
+    pod_mac = _random_mac()
+    with Path(pod.namespace).open("rb") as handle:
+        peer = {"ifname": INNER, "net_ns_fd": handle.fileno(), "address": pod_mac}
+        host.link("add", ifname=plan.host_name, kind="veth", peer=peer)
+    undo.callback(_quietly, host.link, "del", ifname=plan.host_name)
+    veth = via = host.link_lookup(ifname=plan.host_name)[0]
     if plan.bridge is not None:
         via = host.link_lookup(ifname=plan.bridge)[0]
         host.link("set", index=veth, master=via)
-    ipv6 = Path("/proc/thread-self/net/if_inet6").exists() and _ipv6_enabled(plan.bridge or plan.host_name)
+    ipv6 = _ipv6_enabled(plan.bridge or plan.host_name)
     host.link("set", index=veth, state="up")
-    pod.link("set", index=inner, state="up")
-    next_hop = _mac(host, via)
-    pod_mac = _mac(pod, inner)
+    next_hop = str(host.get_links(via)[0].get("address"))
     chosen = _route_to_pod(host, via, pod_mac, address, undo)
-    # Neighbours are written down rather than asked for: no ARP, no proxy ARP, no address on the host's end.
-    pod.addr("add", index=inner, address=str(chosen), prefixlen=32)
-    pod.neigh("add", dst=GATEWAY, lladdr=next_hop, ifindex=inner, state=NUD_PERMANENT)
-    pod.route("add", dst=f"{GATEWAY}/32", oif=inner, scope=253)
-    pod.route("add", dst="default", gateway=GATEWAY, oif=inner)
-    chosen6 = _connect6(host, pod, via, inner, next_hop, pod_mac, undo) if ipv6 else None
+    chosen6 = _route_to_pod6(host, via, pod_mac, undo) if ipv6 else None
+    pod.configure(str(chosen), str(chosen6 or ""), next_hop)
     return Wired(plan.host_name, plan.bridge, chosen, chosen6)
+
+
+def _random_mac() -> str:
+    # Locally administered, unicast (IEEE 802: the two lowest bits of the first byte are 1 and 0).
+    return "02:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(5))
 
 
 def _ipv6_enabled(interface: str) -> bool:
@@ -146,10 +143,6 @@ def _ipv6_enabled(interface: str) -> bool:
         return False
 
 
-def _mac(netlink: Any, index: int) -> str:
-    return str(netlink.get_links(index)[0].get("address"))
-
-
 def _route_to_pod(
     host: Any, via: int, pod_mac: str, address: IPv4Address | None, undo: contextlib.ExitStack
 ) -> IPv4Address:
@@ -157,35 +150,25 @@ def _route_to_pod(
         chosen = address or BENCHMARKING + secrets.randbelow(2**17 - 2) + 1
         try:
             # "add" refuses an address somebody else has a route to.
-            host.route("add", dst=f"{chosen}/32", oif=via, scope=253)
+            host.route("add", dst=f"{chosen}/32", oif=via, scope=LINK_SCOPE)
         except NetlinkError as error:
             if error.code == errno.EEXIST and address is None:
                 continue
             raise
-        undo.callback(_quietly, host.route, "del", dst=f"{chosen}/32", oif=via, scope=253)
+        undo.callback(_quietly, host.route, "del", dst=f"{chosen}/32", oif=via, scope=LINK_SCOPE)
         host.neigh("replace", dst=str(chosen), lladdr=pod_mac, ifindex=via, state=NUD_PERMANENT)
         undo.callback(_quietly, host.neigh, "del", dst=str(chosen), ifindex=via)
         return chosen
     raise UserError("198.18.0.0/15 is in use on this node: give the probe another address with --pod-address")
 
 
-def _connect6(
-    host: Any, pod: Any, via: int, inner: int, next_hop: str, pod_mac: str, undo: contextlib.ExitStack
-) -> IPv6Address:
+def _route_to_pod6(host: Any, via: int, pod_mac: str, undo: contextlib.ExitStack) -> IPv6Address:
     chosen = UNIQUE_LOCAL + secrets.randbits(64)
-    host.route("add", dst=f"{chosen}/128", oif=via, family=10)
-    undo.callback(_quietly, host.route, "del", dst=f"{chosen}/128", oif=via, family=10)
-    host.neigh("replace", dst=str(chosen), lladdr=pod_mac, ifindex=via, state=NUD_PERMANENT, family=10)
-    undo.callback(_quietly, host.neigh, "del", dst=str(chosen), ifindex=via, family=10)
-    # Without duplicate address detection, which would keep the address from being used for a second or two.
-    pod.addr("add", index=inner, address=str(chosen), prefixlen=128, family=10, flags=IFA_F_NODAD)
-    pod.neigh("add", dst=GATEWAY6, lladdr=next_hop, ifindex=inner, state=NUD_PERMANENT, family=10)
-    pod.route("add", dst="default", gateway=GATEWAY6, oif=inner, family=10)
+    host.route("add", dst=f"{chosen}/128", oif=via, family=socket.AF_INET6)
+    undo.callback(_quietly, host.route, "del", dst=f"{chosen}/128", oif=via, family=socket.AF_INET6)
+    host.neigh("replace", dst=str(chosen), lladdr=pod_mac, ifindex=via, state=NUD_PERMANENT, family=socket.AF_INET6)
+    undo.callback(_quietly, host.neigh, "del", dst=str(chosen), ifindex=via, family=socket.AF_INET6)
     return chosen
-
-
-def _delete_link(host: Any, name: str) -> None:
-    _quietly(host.link, "del", ifname=name)
 
 
 def _quietly(operation: Any, *arguments: Any, **keywords: Any) -> None:

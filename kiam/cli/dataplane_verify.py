@@ -1,0 +1,128 @@
+"""``kiam dataplane verify``: one table, a line a check; exit 0 only if nothing failed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiam.cli.dataplane_options import add_wanted_state, ipv4_address, wanted_state
+from kiam.dataplane.registry import DATAPLANES
+from kiam.dataplane.verify.results import CheckResult, Status, any_failed
+from kiam.errors import UserError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from rich.table import Table
+
+AUTO = "auto"
+BY_HAND = "none"
+COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.WARN: "yellow", Status.SKIP: "dim"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``verify``."""
+    parser.add_argument(
+        "--dataplane",
+        choices=(AUTO, *DATAPLANES, BY_HAND),
+        default=AUTO,
+        help="which one has to be installed; none: a rule made by hand; auto (default): whichever is found",
+    )
+    add_wanted_state(parser)
+    parser.add_argument("--output", choices=("table", "json"), default="table", help="for people or for programs")
+    parser.add_argument(
+        "--live",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="prove it with connections from a throwaway pod",
+    )
+    parser.add_argument(
+        "--pod-netns",
+        type=Path,
+        metavar="PATH",
+        help="make them from this network namespace of a real pod instead, such as /proc/4711/ns/net",
+    )
+    parser.add_argument(
+        "--pod-address",
+        type=ipv4_address,
+        metavar="ADDRESS",
+        help="the throwaway pod's IPv4 address (default: one of 198.18.0.0/15)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify, print, and say by the exit code whether anything failed."""
+    # The checks' libraries cost more to import than all other subcommands' together.
+    from kiam.dataplane.verify.live.proof import LiveSettings
+    from kiam.dataplane.verify.verify import VerifySettings, verify
+
+    wanted = wanted_state(arguments)
+    if arguments.pod_netns is not None and not arguments.pod_netns.exists():
+        raise UserError(f"--pod-netns: nothing at '{arguments.pod_netns}'; give a path such as /proc/<pid>/ns/net")
+    settings = VerifySettings(
+        arguments.dataplane, arguments.live, LiveSettings(arguments.pod_netns, arguments.pod_address)
+    )
+    with _terminated_as_interrupted():
+        try:
+            results = list(verify(wanted, settings))
+        except KeyboardInterrupt:
+            raise UserError("interrupted; everything made for the proof has been removed") from None
+    if arguments.output == "json":
+        print(json.dumps(as_json(results), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(build_table(results))
+        print(summary(results))
+    return 1 if any_failed(results) else 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that they clean up as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def as_json(results: Sequence[CheckResult]) -> dict[str, object]:
+    """For ``--output json``."""
+    return {"failed": any_failed(results), "checks": [dataclasses.asdict(result) for result in results]}
+
+
+def build_table(results: Sequence[CheckResult]) -> Table:
+    """The table for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column("check", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column("seen, and what mends it", overflow="fold")
+    for result in results:
+        # Text, not markup: rules and addresses hold square brackets.
+        seen = Text(result.seen)
+        if result.mend:
+            seen.append(f"\n{result.mend}", "bold")
+        table.add_row(Text(result.check), Text(result.status, COLOURS[result.status]), seen)
+    return table
+
+
+def summary(results: Sequence[CheckResult]) -> str:
+    """How many of each."""
+    counts = {status: sum(result.status is status for result in results) for status in Status}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
