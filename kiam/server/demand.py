@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from functools import lru_cache
 
 from kiam.arns import resolve_role_arn
 from kiam.server.identity import Identity, session_name
 from kiam.server.objects import Pod
 from kiam.server.policy import Decision, decide
 from kiam.server.store import NamespaceStore, PodStore
+
+MOST_IDENTITIES = 65_536
+"""Identities remembered by what pods are annotated with."""
 
 
 class Judge:
@@ -20,13 +24,18 @@ class Judge:
         self.base_arn = base_arn
         self._default_session = default_session
         self._strict = strict
+        # One object for all pods with an identity: they are kept by pod, and each would cost the garbage collector.
+        self._identity = lru_cache(maxsize=MOST_IDENTITIES)(self._make_identity)
 
     def identity(self, pod: Pod) -> Identity:
         """What STS is asked for on behalf of an annotated pod."""
+        return self._identity(pod.role, pod.session_name, pod.external_id)
+
+    def _make_identity(self, role: str, session: str, external_id: str) -> Identity:
         return Identity(
-            role_arn=resolve_role_arn(pod.role, self.base_arn),
-            session_name=session_name(pod.session_name or self._default_session),
-            external_id=pod.external_id,
+            role_arn=resolve_role_arn(role, self.base_arn),
+            session_name=session_name(session or self._default_session),
+            external_id=external_id,
         )
 
     def knows_namespace(self, pod: Pod) -> bool:

@@ -109,7 +109,8 @@ class Reflector:
         self._store = store
         self._watch_seconds = max(watch_seconds, 1.0)
         self._limit = PAGE_LIMIT
-        self._version = ""
+        self.version = ""
+        """The resourceVersion reached."""
         self._turn_ends = 0.0
         self.synced = asyncio.Event()
         """Set once the first list is complete."""
@@ -160,7 +161,7 @@ class Reflector:
         for uid in unseen:
             self._store.remove(uid)
             await self._take_turns()
-        self._version = page.metadata.resource_version
+        self.version = page.metadata.resource_version
 
     def _fit_limit(self, size: int) -> None:
         if size > PAGE_BYTES:
@@ -171,12 +172,12 @@ class Reflector:
 
         A watch that ends with an error after it brought something is no failure to wait after: the version moved on.
         """
-        started, before = time.monotonic(), self._version
+        started, before = time.monotonic(), self.version
         seconds = self._watch_seconds * random.uniform(0.9, 1.1)  # noqa: S311  # spreads load, keeps no secret
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
-            "resourceVersion": self._version,
+            "resourceVersion": self.version,
             "timeoutSeconds": str(max(int(seconds), 1)),
         }
         try:
@@ -193,17 +194,17 @@ class Reflector:
         except KubeError as error:
             if error.status == HTTPStatus.GONE:
                 raise _TooOldError(error) from error
-            if self._version == before:
+            if self.version == before:
                 raise
             log.debug("watch of %s ended: %s", self._resource.name, error)
         else:
-            if self._version == before and time.monotonic() - started < SHORTEST_WATCH:
+            if self.version == before and time.monotonic() - started < SHORTEST_WATCH:
                 raise KubeError(f"a watch of {self._resource.name} ended at once")
 
     def _apply(self, line: bytes) -> None:
         event = _EVENT.decode(line)
         if event.type == "BOOKMARK":
-            self._version = _BOOKMARK.decode(event.object).metadata.resource_version
+            self.version = _BOOKMARK.decode(event.object).metadata.resource_version
             return
         if event.type == "ERROR":
             status = _STATUS.decode(event.object)
@@ -216,7 +217,7 @@ class Reflector:
             self._store.remove(item.uid)
         else:
             self._store.put(item)
-        self._version = wire.metadata.resource_version
+        self.version = wire.metadata.resource_version
 
     async def _take_turns(self) -> None:
         if time.monotonic() > self._turn_ends:

@@ -21,7 +21,7 @@ from kiam.server.events import EventRecorder
 from kiam.server.objects import Pod
 from kiam.server.policy import forbidden_message
 from kiam.server.readiness import Readiness
-from kiam.server.store import MultiplePodsError, PodStore
+from kiam.server.store import MultiplePodsError, NamespaceStore, PodStore
 from kiam.server.waiting import Waiting
 from kiam.server.watch import NodeStreams
 
@@ -50,6 +50,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
     def __init__(
         self,
         pods: PodStore,
+        namespaces: NamespaceStore,
         judge: Callable[[], Judge],
         credentials: CredentialsManager,
         events: EventRecorder,
@@ -71,6 +72,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self.arrivals = Waiting()
         """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
         pods.listen(self._pod_changed)
+        namespaces.listen(lambda name: self.arrivals.tell(f"ns/{name}"))
 
     async def GetHealth(self, request: kiam_pb2.GetHealthRequest, context: Context) -> kiam_pb2.HealthStatus:
         """``ok``, or what the server waits for."""

@@ -189,6 +189,7 @@ async def longest_turn(kube: KubeApiProcess, aws: AwsProcess, pki: Pki, director
         current = asyncio.current_task()
         for task in asyncio.all_tasks() - {current}:
             task.cancel()
+    await server.close()
     turns.sort()
     return {"longest_ms": round(turns[-1] * 1000, 1), "p999_ms": round(turns[int(len(turns) * 0.999)] * 1000, 2)}
 

@@ -336,7 +336,9 @@ class KubeApi:
             headers = {"Retry-After": str(self.faults.fail_retry_after)} if self.faults.fail_retry_after else {}
             broken = ApiError(self.faults.fail_status, "InternalError", "the sandbox was told to fail")
             return web.json_response(broken.status(), status=self.faults.fail_status, headers=headers)
-        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+        # The scheme's name is case-insensitive (RFC 9110, 11.1); kubernetes' in-cluster configuration writes it small.
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if self.token is not None and (scheme.lower(), token) != ("bearer", self.token):
             raise ApiError(401, "Unauthorized", "Unauthorized")
         if request.path in ("/version", "/readyz", "/livez"):
             return web.json_response({"major": "1", "minor": "34", "gitVersion": "v1.34.0-sandbox"})

@@ -169,9 +169,9 @@ class _EndedError(Exception):
 
 @asynccontextmanager
 async def _running(config: ServerConfig, registry: CollectorRegistry) -> AsyncIterator[Server]:
+    server = Server(config, registry)
     try:
         async with asyncio.TaskGroup() as tasks:
-            server = Server(config, registry)
             await server.start(tasks)
             try:
                 yield server
@@ -180,6 +180,8 @@ async def _running(config: ServerConfig, registry: CollectorRegistry) -> AsyncIt
             raise _EndedError
     except* _EndedError:
         pass
+    finally:
+        await server.close()
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ def cluster(kube: KubeApi) -> None:
 async def test_texts_are_the_conventional_ones_and_the_codes_fit(sandbox: Sandbox, kube: KubeApi) -> None:
     kube.load([pod("x", "10.0.0.2", "role-a"), pod("y", "10.0.0.2", "role-a")])
     client = await sandbox.connect(await sandbox.start())
-    assert await client.health() in ("ok", "not ready: waiting for STS")
     short = 0.3
     code = grpc.StatusCode
     assert await refusal(client.role("10.0.0.9", short)) == (code.NOT_FOUND, "pod not found")
@@ -114,14 +113,15 @@ async def test_failure_of_sts_is_unavailable_with_its_reason_and_when_to_ask_aga
     sandbox: Sandbox, aws: AwsProcess, kube: KubeApi
 ) -> None:
     aws.faults(sts="denied")
+    kube.apply(pod("refused", "10.0.0.8", "role-refused"))
     client = await sandbox.connect(await sandbox.start())
     for _ in range(3):
         with pytest.raises(aio.AioRpcError) as error:
-            await client.credentials("10.0.0.1", "role-a")
+            await client.credentials("10.0.0.8", "role-refused")
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert str(error.value.details()).startswith("AccessDenied: User is not authorized")
         assert int(dict(error.value.trailing_metadata() or ())["retry-after"]) >= 1
-    assert aws.count("role-a") == 1
+    assert aws.count("role-refused") == 1
     (event,) = await eventually(kube.events)
     assert event["message"].startswith("failed retrieving credentials: AccessDenied: ")
 
