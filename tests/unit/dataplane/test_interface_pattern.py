@@ -1,0 +1,61 @@
+"""Interface patterns: what they read, what they match, and when two of them can mean the same interface."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kiam.dataplane import InterfacePattern
+from kiam.dataplane.xtables import overlap
+
+NAMES = st.text("abc0", min_size=1, max_size=4)
+PATTERNS = st.builds(InterfacePattern, NAMES, st.booleans(), st.booleans())
+
+
+@pytest.mark.parametrize(
+    ("text", "matching", "other"),
+    [
+        ("cali+", "cali12345", "eth0"),
+        ("!eth0", "eni1", "eth0"),
+        ("weave", "weave", "weave0"),
+        ("cbr0", "cbr0", "cbr"),
+        ("!cali+", "eth0", "cali1"),
+    ],
+)
+def test_a_pattern_matches_as_iptables_does(text: str, matching: str, other: str) -> None:
+    pattern = InterfacePattern.parse(text)
+    assert pattern.matches(matching)
+    assert not pattern.matches(other)
+    assert str(pattern) == text
+
+
+def test_a_lone_plus_matches_everything() -> None:
+    assert InterfacePattern.parse("+").matches("anything")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "!", "!+", "a b", "eth0/1", "waytoolonganame12", "x:1", "é", "cali*", "a+b", "!!eth0", 'a"b', "a\\"]
+)
+def test_what_is_no_interface_is_refused_with_the_way_to_write_one(text: str) -> None:
+    with pytest.raises(ValueError, match="write it like cali\\+, eth0 or !eth0"):
+        InterfacePattern.parse(text)
+
+
+@given(PATTERNS)
+def test_every_pattern_reads_back(pattern: InterfacePattern) -> None:
+    assert InterfacePattern.parse(str(pattern)) == pattern
+
+
+@given(PATTERNS, PATTERNS, NAMES)
+def test_patterns_that_share_a_name_overlap(one: InterfacePattern, other: InterfacePattern, name: str) -> None:
+    if one.matches(name) and other.matches(name):
+        assert overlap(one, other)
+        assert overlap(other, one)
+
+
+@given(PATTERNS, PATTERNS)
+def test_patterns_that_overlap_share_a_name(one: InterfacePattern, other: InterfacePattern) -> None:
+    stems = {one.name, other.name, "zz"}
+    names = stems | {stem + tail for stem in stems for tail in ("z", "zz")}
+    assert overlap(one, other) == any(one.matches(name) and other.matches(name) for name in names)
