@@ -7,7 +7,6 @@ name resolution, and this machine's own settings for apt and pip.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -26,12 +25,13 @@ HOST_SETTINGS = (
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/pip.conf",
-    "/etc/ssl/certs/ca-certificates.crt",
     "/etc/apt/sources.list",
     "/etc/apt/sources.list.d",
     "/etc/apt/apt.conf.d/99artifact-registry",
 )
 """Files and folders that say how this machine reaches its mirrors."""
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+"""Those this machine trusts. Mounted in a place of its own: a step may install the package this file belongs to."""
 
 
 class StepError(Exception):
@@ -103,7 +103,8 @@ def enter(
 
 def _host_settings(root: Path) -> list[str]:
     """Lines of shell that mount this machine's settings over the folder's, making the mount points as needed."""
-    lines = []
+    lines = [f"touch {shlex.quote(str(root))}/run/authorities"]
+    lines += [f"mount --bind {AUTHORITIES} {shlex.quote(str(root))}/run/authorities"]
     for name in HOST_SETTINGS:
         source, target = Path(name), root / name.removeprefix("/")
         if not source.exists():
@@ -171,7 +172,7 @@ class Builder:
             case "RUN":
                 environment = image.environment | {
                     "DEBIAN_FRONTEND": "noninteractive",
-                    **{name: text for name, text in os.environ.items() if name in ("PIP_CERT", "PIP_DEFAULT_TIMEOUT")},
+                    "PIP_CERT": "/run/authorities",
                 }
                 shell = ["/bin/sh", "-c", f"set -e\n{value}"]
                 _run(enter(image.root, shell, environment=environment, setup=_host_settings(image.root)))

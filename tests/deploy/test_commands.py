@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from kiam.cli import build_parser
 from tests.deploy.cases import CASES, Case
-from tests.deploy.chart import GIVEN_CERTIFICATES, Manifest, Values, at, containers, find, manifests, merged
+from tests.deploy.chart import GIVEN_CERTIFICATES, Manifest, Values, at, containers, find, manifests, merged, notes
 
 TLS_FOLDER = "/etc/kiam/tls/"
 
@@ -106,3 +107,12 @@ def test_the_agent_is_ready_when_it_serves_its_port_itself() -> None:
     assert agent["readinessProbe"]["exec"]["command"] == ["test", "-e", "/tmp/ready"]
     assert "--ready-file=/tmp/ready" in agent["args"]
     assert {"name": "tmp", "mountPath": "/tmp"} in agent["volumeMounts"]
+
+
+@pytest.mark.parametrize("dataplane", ["none", "nftables"])
+def test_the_command_in_the_notes_can_be_started(dataplane: str) -> None:
+    text = notes(GIVEN_CERTIFICATES, at("agent.dataplane", dataplane))
+    (line,) = [line for line in text.splitlines() if "kiam dataplane verify" in line]
+    words = shlex.split(line[line.index("kiam dataplane") :].replace("NODE-IP", "10.0.0.1"))
+    asked = build_parser("dataplane").parse_args(words[1:])
+    assert (asked.action, asked.port, str(asked.host_interface)) == ("verify", 8181, "cali+")
