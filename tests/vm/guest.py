@@ -45,7 +45,7 @@ mount -t cgroup2 cgroup2 /new/sys/fs/cgroup; mount -t bpf bpf /new/sys/fs/bpf
 cp /script /new/run/script; chmod 755 /new/run/script
 exec switch_root /new /run/busybox sh -c '
   /run/busybox ip link set lo up; hostname vm 2>/dev/null
-  cd @CWD@ && env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root /run/script
+  cd @CWD@ && env -i REDIRECT_TEST_MACHINE=disposable PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root /run/script
   status=$?; echo; echo "@TOKEN@ $status"; /run/busybox sync; /run/busybox poweroff -f'
 """
 
@@ -194,7 +194,7 @@ def _virtiofsd(shared: str, folder: Path, name: str) -> Iterator[Path]:
     script = (
         f"mount --make-rprivate / && mount --bind {shlex.quote(shared)} {target} && "
         f"mount -o remount,bind,ro {target} && "
-        f"exec {program} --socket-path={socket} -o source={target} -o sandbox=chroot -o cache=auto"
+        f"exec {program} --socket-path={socket} -o source={target} -o sandbox=chroot -o cache=always"
     )
     log = (folder / f"{name}.log").open("wb")
     process = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=log, stderr=log)
