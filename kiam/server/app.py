@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
@@ -175,12 +176,19 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
+def _raise_descriptor_limit() -> None:
+    """Every agent is a connection, and many systems start programs with 1,024 descriptors though they may have more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class _StoppedError(Exception):
     """Ends the task group after a drain."""
 
 
 async def serve(config: ServerConfig) -> None:
     """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work."""
+    _raise_descriptor_limit()
     stop = asyncio.Event()
     problem: BaseException | None = None
     for number in (signal.SIGTERM, signal.SIGINT):

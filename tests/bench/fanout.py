@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -285,6 +286,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[0, 1_000, 10_000, 100_000], help="pods, for memory")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     results: dict[str, Any] = {}
     if arguments.sizes:
         results["memory"] = uvloop.run(measure_memory(arguments.sizes))

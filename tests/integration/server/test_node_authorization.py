@@ -7,7 +7,7 @@ import pytest
 from grpc import aio
 
 from tests.integration.server.conftest import Client, Sandbox
-from tests.integration.server.test_unary import refusal
+from tests.integration.server.test_unary import SHORT, refusal
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
 
 
@@ -31,8 +31,8 @@ async def test_unary_calls_find_the_certificates_node_only(sandbox: Sandbox) -> 
     client = await _client(sandbox, "n1")
     assert await client.role("10.0.0.1") == "role-a"
     assert (await client.credentials("10.0.0.1", "role-a")).code == "Success"
-    assert (await refusal(client.role("10.0.1.1", 0.3)))[0] is grpc.StatusCode.NOT_FOUND
-    assert (await refusal(client.credentials("10.0.1.1", "role-b", 0.3)))[0] is grpc.StatusCode.NOT_FOUND
+    assert (await refusal(client.role("10.0.1.1", SHORT)))[0] is grpc.StatusCode.NOT_FOUND
+    assert (await refusal(client.credentials("10.0.1.1", "role-b", SHORT)))[0] is grpc.StatusCode.NOT_FOUND
 
 
 async def test_stream_of_the_certificates_node_is_open_and_of_another_refused(sandbox: Sandbox) -> None:
@@ -56,7 +56,7 @@ async def test_address_of_another_node_does_not_open_its_stream(sandbox: Sandbox
 @pytest.mark.parametrize("names", [("agent",), ("*.example.internal",), ("10.0.0.1",), ("192.0.2.1",)])
 async def test_certificate_that_names_no_node_gets_nothing(sandbox: Sandbox, names: tuple[str, ...]) -> None:
     client = await _client(sandbox, *names)
-    assert (await refusal(client.role("10.0.0.1", 0.3)))[0] is grpc.StatusCode.NOT_FOUND
+    assert (await refusal(client.role("10.0.0.1", SHORT)))[0] is grpc.StatusCode.NOT_FOUND
     for node in ("n1", "n2.example.internal"):
         with pytest.raises(aio.AioRpcError) as error:
             await client.watch(node_name=node).next()

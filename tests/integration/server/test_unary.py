@@ -14,6 +14,9 @@ from tests.integration.server.conftest import Sandbox, eventually
 from tests.sandbox.aws import AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
 
+SHORT = 1.0
+"""Seconds; the answer comes a tenth of it before the deadline."""
+
 
 async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str | None]:
     with pytest.raises(aio.AioRpcError) as error:
@@ -29,10 +32,9 @@ def cluster(kube: KubeApi) -> None:
 async def test_texts_are_the_conventional_ones_and_the_codes_fit(sandbox: Sandbox, kube: KubeApi) -> None:
     kube.load([pod("x", "10.0.0.2", "role-a"), pod("y", "10.0.0.2", "role-a")])
     client = await sandbox.connect(await sandbox.start())
-    short = 0.3
     code = grpc.StatusCode
-    assert await refusal(client.role("10.0.0.9", short)) == (code.NOT_FOUND, "pod not found")
-    assert await refusal(client.credentials("10.0.0.9", "role-a", short)) == (code.NOT_FOUND, "no pod found")
+    assert await refusal(client.role("10.0.0.9", SHORT)) == (code.NOT_FOUND, "pod not found")
+    assert await refusal(client.credentials("10.0.0.9", "role-a", SHORT)) == (code.NOT_FOUND, "no pod found")
     assert await refusal(client.role("10.0.0.2")) == (code.FAILED_PRECONDITION, "multiple running pods found")
     assert await refusal(client.credentials("10.0.0.1", "role-b")) == (code.PERMISSION_DENIED, "forbidden by policy")
     assert await refusal(client.credentials("10.0.0.1", "")) == (code.INVALID_ARGUMENT, "role can't be empty")
@@ -86,7 +88,7 @@ async def test_namespace_not_seen_yet_is_waited_for_and_absent_forbids(sandbox: 
     client = await sandbox.connect(await sandbox.start())
     kube.apply(pod("early", "10.0.0.5", "role-a", namespace="late"))
     assert await client.role("10.0.0.5") == "role-a"
-    assert await refusal(client.credentials("10.0.0.5", "role-a", 0.3)) == (
+    assert await refusal(client.credentials("10.0.0.5", "role-a", SHORT)) == (
         grpc.StatusCode.PERMISSION_DENIED,
         "forbidden by policy",
     )
@@ -99,7 +101,7 @@ async def test_namespace_not_seen_yet_is_waited_for_and_absent_forbids(sandbox: 
 async def test_host_network_pod_is_not_served_as_its_node(sandbox: Sandbox, kube: KubeApi) -> None:
     kube.apply(pod("tool", "192.0.2.10", "role-a", host_network=True))
     client = await sandbox.connect(await sandbox.start())
-    assert (await refusal(client.credentials("192.0.2.10", "role-a", 0.3)))[0] is grpc.StatusCode.NOT_FOUND
+    assert (await refusal(client.credentials("192.0.2.10", "role-a", SHORT)))[0] is grpc.StatusCode.NOT_FOUND
 
 
 async def test_pod_without_annotation_has_the_empty_role_and_no_credentials(sandbox: Sandbox, kube: KubeApi) -> None:
@@ -132,7 +134,7 @@ async def test_calls_are_held_while_the_api_is_away_and_answered_once_it_is_ther
     await kube.stop()
     client = await sandbox.connect(await sandbox.start())
     assert (await client.health()).startswith("not ready: waiting for ")
-    code, text = await refusal(client.role("10.0.0.1", 0.3))
+    code, text = await refusal(client.role("10.0.0.1", SHORT))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert str(text).startswith("not ready: waiting for pods, namespaces")
     call = asyncio.create_task(client.role("10.0.0.1", 30))
