@@ -22,7 +22,15 @@ def wanted_state(settings: DataplaneSettings, host: IPv4Address | IPv6Address, p
     """Where pods' metadata traffic has to go. Raises UserError for an IPv6 host: pods ask over IPv4."""
     if isinstance(host, IPv6Address):
         raise UserError(f"--host: {host} is an IPv6 address; --dataplane={settings.name} needs the node's IPv4 address")
-    return WantedState(host, port, settings.interface, host_network=settings.host_network)
+    return WantedState(
+        host,
+        port,
+        settings.interface,
+        settings.host6,
+        settings.host_network,
+        settings.agent_cgroup,
+        settings.iptables_backend,
+    )
 
 
 class Redirection:

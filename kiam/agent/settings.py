@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
 
-from kiam.dataplane import HostNetwork, InterfacePattern
+from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend
 from kiam.tls import TLSFiles
 
 INSTANCE_METADATA_URL = "http://169.254.169.254"
@@ -33,6 +33,9 @@ class DataplaneSettings:
     interface: InterfacePattern
     host_network: HostNetwork
     remove_at_exit: bool
+    host6: IPv6Address | None = None
+    agent_cgroup: str | None = None
+    iptables_backend: IptablesBackend = IptablesBackend.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings
+from kiam.cli.dataplane_options import add_details
 from kiam.cli.options import (
     add_boolean,
     add_common,
@@ -77,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=HostNetwork.IGNORE,
         help="what becomes of host-network pods' metadata traffic",
     )
+    add_details(parser)
     add_boolean(parser, "--allow-ip-query", False, "let clients say who they are with ?ip= (for debugging only)")
     parser.add_argument(
         "--allow-route-regexp", default="^$", metavar="REGEXP", help="paths to pass on to the instance metadata service"
@@ -153,7 +155,15 @@ def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
         return None
     # --iptables keeps the conventional default of cleaning up; a dataplane asked for by name stays and fails closed.
     remove = arguments.dataplane_remove or (arguments.iptables and arguments.iptables_remove)
-    return DataplaneSettings(name, arguments.host_interface, arguments.host_network, remove)
+    return DataplaneSettings(
+        name,
+        arguments.host_interface,
+        arguments.host_network,
+        remove,
+        arguments.host6,
+        arguments.agent_cgroup,
+        arguments.iptables_backend,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,9 @@ HOST_NETWORK = "KIAM-HOST-NETWORK"
 MADE = "made:"
 """Starts the comment in INSTALLED that lists what iptables-nft made of the table so that we could use it."""
 
+CLOSED_PORT = 1
+"""A port of the node on which nobody listens (tcpmux, RFC 1078): the kernel answers with a reset."""
+
 TABLES = ("mangle", "nat")
 """In the order of installing: pods are kept from the real service before they are led to the agent."""
 
@@ -76,9 +79,9 @@ def _to_agent(wanted: WantedState, ipv6: bool) -> tuple[str, ...]:
         return ("-j", "DNAT", "--to-destination", f"{wanted.host_address}:{wanted.port}")
     if wanted.host_address6 is not None:
         return ("-j", "DNAT", "--to-destination", f"[{wanted.host_address6}]:{wanted.port}")
-    # Refused at once, so that a program that prefers IPv6 falls back to IPv4 without waiting: the agent doesn't listen
-    # on IPv6 then, so the node resets. (REJECT can't be used: it is for the filter table alone, behind others' ACCEPT.)
-    return ("-j", "REDIRECT", "--to-ports", str(wanted.port))
+    # Refused at once, so that a program that prefers IPv6 falls back to IPv4 without waiting. (REJECT can't be used: it
+    # is for the filter table alone, where others' ACCEPT may come first.)
+    return ("-j", "REDIRECT", "--to-ports", str(CLOSED_PORT))
 
 
 def redirect_rule(wanted: WantedState, ipv6: bool = False) -> Rule:

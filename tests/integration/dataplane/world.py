@@ -53,10 +53,9 @@ def _without_counters(text: str) -> str:
 class Service:
     """Answers each line with who it is and who asks, on TCP; a thread a connection."""
 
-    def __init__(self, netns: NetNs, name: str, port: int, *, ipv6: bool = True) -> None:
+    def __init__(self, netns: NetNs, name: str, port: int) -> None:
         self.name = name
         self.port = port
-        self._ipv6 = ipv6
         self._netns = netns
         self._connections: list[socket.socket] = []
         self.start()
@@ -65,9 +64,8 @@ class Service:
         """Listen (again)."""
 
         def listen() -> socket.socket:
-            if self._ipv6:
-                return socket.create_server(("::", self.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
-            return socket.create_server(("0.0.0.0", self.port), backlog=512)
+            # On both families at once, as the agent listens.
+            return socket.create_server(("::", self.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
 
         self._listener = self._netns.call(listen)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
@@ -155,7 +153,7 @@ class World:
             for program in ("iptables-legacy", "ip6tables-legacy"):
                 for table in ("nat", "mangle"):
                     self.node.run(program, "-t", table, "-S")
-            self.agent = self._service(self.node, "agent", AGENT_PORT, ipv6=False)
+            self.agent = self._service(self.node, "agent", AGENT_PORT)
             self.other_agent = self._service(self.node, "agent", OTHER_AGENT_PORT)
             for port in (80, 81, 8080):
                 self._service(self.net.aws, "real", port)
@@ -168,8 +166,8 @@ class World:
             self.close()
             raise
 
-    def _service(self, netns: NetNs, name: str, port: int, *, ipv6: bool = True) -> Service:
-        service = Service(netns, name, port, ipv6=ipv6)
+    def _service(self, netns: NetNs, name: str, port: int) -> Service:
+        service = Service(netns, name, port)
         self._stack.callback(service.stop)
         return service
 

@@ -67,7 +67,7 @@ def test_the_documented_command_is_the_contracts() -> None:
 
 def test_over_ipv6_pods_are_led_to_the_agent_or_to_a_closed_port() -> None:
     match = "-A PREROUTING -d fd00:ec2::254/128 -i cali+ -p tcp -m tcp --dport 80 "
-    assert str(redirect_rule(WANTED, ipv6=True)) == match + "-j REDIRECT --to-ports 8181"
+    assert str(redirect_rule(WANTED, ipv6=True)) == match + "-j REDIRECT --to-ports 1"
     to_agent = WantedState(HOST, 8181, CALI, HOST6)
     assert str(redirect_rule(to_agent, ipv6=True)) == match + "-j DNAT --to-destination [2001:db8::1]:8181"
 
