@@ -17,7 +17,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup demo bench test test-vm lint proto lock clean chart-docs manifests test-image
+.PHONY: setup demo bench test test-vm docs lint proto lock clean chart-docs manifests test-image
 
 setup: $(VENV)/.ready
 
@@ -78,6 +78,10 @@ test-vm: setup
 SECTIONS ?=
 bench: setup
 	@$(BIN)/python -m tests.bench $(SECTIONS)
+
+# The documentation as a site, in site/; a broken link fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 lint: setup
 	$(BIN)/ruff check .

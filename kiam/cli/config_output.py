@@ -30,5 +30,11 @@ def print_results(results: Sequence[CheckResult], output: str) -> None:
         verdict = Text(result.status, _COLOURS[result.status])
         # Text, not markup: a path or an address may hold square brackets.
         table.add_row(Text(result.check), verdict, Text(result.seen), Text(result.mend))
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
     # A file or a pipe has no width to fit into.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_ELSEWHERE).print(table)
+    console = Console(highlight=False, width=_WIDTH_ELSEWHERE)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -54,7 +54,9 @@ class Block:
     @property
     def kind(self) -> str:
         """The marker's first word, or both words of ``trust policy``."""
-        return "trust policy" if self.marker.startswith("trust policy") else re.split(r"[ :]", self.marker, 1)[0]
+        return (
+            "trust policy" if self.marker.startswith("trust policy") else re.split(r"[ :]", self.marker, maxsplit=1)[0]
+        )
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -71,9 +73,7 @@ def read_blocks(page: Path) -> Iterator[Block]:
             marker = found["marker"]
         elif fence := _FENCE.match(line):
             start = position + 1
-            position = next(
-                number for number in range(start, len(lines)) if lines[number].strip() == fence["fence"]
-            )
+            position = next(number for number in range(start, len(lines)) if lines[number].strip() == fence["fence"])
             content = textwrap.dedent("\n".join(lines[start:position])) + "\n"
             yield Block(page, start, fence["language"], marker, content)
             marker = ""
@@ -89,5 +89,7 @@ def output_pattern(expected: str) -> re.Pattern[str]:
         if line.strip() == "...":
             pattern += r"(?:.*\n)*?"
         else:
-            pattern += ".*?".join(map(re.escape, line.rstrip().split("…"))) + r"[ \t]*\n"
+            escaped = ".*?".join(map(re.escape, line.rstrip().split("…")))
+            # Columns are as wide as what stands in them.
+            pattern += re.sub(r"(?:\\ ){2,}", r"[ ]+", escaped) + r"[ \t]*\n"
     return re.compile(pattern)

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from kiam.cli import build_parser
+from tests.deploy.chart import manifests
 from tests.docs.blocks import TESTED_LANGUAGES, Block, output_pattern, read_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +108,12 @@ def test_trust_policies_are_accepted_by_iam(block: Block) -> None:
 
     IAMTrustPolicyDocumentValidator(block.content).validate()
     assert "Resource" not in json.loads(block.content)["Statement"][0]
+
+
+@pytest.mark.parametrize("block", blocks_of("values"))
+def test_values_render_with_the_chart(block: Block) -> None:
+    # Rendering checks them against the chart's schema, where a name it doesn't know is an error.
+    assert manifests(yaml.safe_load(block.content))
 
 
 @pytest.mark.parametrize("block", blocks_of("no"))

@@ -1,0 +1,145 @@
+"""Alerts, dashboard and tables speak only of metrics that agent and server have."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import promql_parser
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from kiam.agent.redirection import DataplaneCollector
+from kiam.dataplane import Counters, Inspection, WantedState
+from tests.deploy.chart import manifests
+from tests.docs.test_docs import ALL, DOCS
+from tests.integration.agent.conftest import free_port, running_agent
+from tests.integration.tls.conftest import running_server, secret, tls_flags
+from tests.sandbox.kubeapi import write_kubeconfig
+from tests.sandbox.process import wait_until
+from tests.unit.tls.files import Authority
+
+OURS = re.compile(r"\b(?:kiam|grpc)_[a-zA-Z_]+\b")
+SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
+# $__rate_interval is Grafana's own, and becomes a duration.
+GRAFANA = {"$__rate_interval": "5m", "$instance": ".*"}
+
+
+class NoDataplane:
+    """Stands in for the kernel's counters: only the metrics' names are wanted."""
+
+    name = "none"
+
+    def install(self, wanted: WantedState) -> None:
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        raise NotImplementedError
+
+    def inspect(self, wanted: WantedState | None = None) -> Inspection:
+        raise NotImplementedError
+
+    def counters(self) -> Counters:
+        return Counters()
+
+
+def scraped(port: int) -> Iterator[str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        for family in text_string_to_metric_families(answer.read().decode()):
+            for suffix in SUFFIXES.get(family.type, ("",)):
+                yield family.name + suffix
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
+    """The names of everything that a running server and a running agent show."""
+    directory = tmp_path_factory.mktemp("metrics")
+    authority = Authority.make()
+    server_files = secret(directory / "server", authority, "server").files
+    agent_files = secret(directory / "agent", authority, "agent").files
+    ports = [free_port(), free_port()]
+    server_flags = [
+        *tls_flags(server_files),
+        f"--kubeconfig={write_kubeconfig(directory / 'kubeconfig', 'http://127.0.0.1:9')}",
+        "--role-base-arn=arn:aws:iam::123456789012:role/",
+        f"--prometheus-listen-addr=127.0.0.1:{ports[0]}",
+    ]
+    listen = f"--prometheus-listen-addr=127.0.0.1:{ports[1]}"
+    with (
+        running_server(directory, server_flags) as (_, port),
+        running_agent(directory, f"localhost:{port}", agent_files, listen),
+    ):
+        wait_until(lambda: "kiam_server_node_streams" in set(scraped(ports[0])), "the server's metrics")
+        names = {name for port in ports for name in scraped(port)}
+    kernel = {f"{family.name}_total" for family in DataplaneCollector(NoDataplane()).describe()}
+    return frozenset(names | kernel)
+
+
+def used(expression: str) -> set[str]:
+    """The metrics of a PromQL expression, which has to be one."""
+    for name, value in GRAFANA.items():
+        expression = expression.replace(name, value)
+    promql_parser.parse(expression)
+    return set(
+        re.findall(r"\b(?:kiam|grpc|process)_[a-zA-Z_]+\b", re.sub(r'"[^"]*"|grpc_(?:method|code)', "", expression))
+    )
+
+
+def test_dashboard_has_only_metrics_that_exist(metrics: frozenset[str]) -> None:
+    dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert panels
+    for panel in panels:
+        expressions = [target["expr"] for target in panel["targets"]]
+        assert expressions, panel["title"]
+        for expression in expressions:
+            names = used(expression)
+            assert names, expression
+            assert names <= metrics, (panel["title"], names - metrics)
+    variables = re.findall(r"\$(\w+)", json.dumps(dashboard["panels"]))
+    assert set(variables) <= {"datasource", "instance", "__rate_interval"}
+    assert {panel["id"] for panel in dashboard["panels"]} == set(range(1, len(dashboard["panels"]) + 1))
+
+
+def test_alerts_have_only_metrics_that_exist_and_go_into_the_chart(metrics: frozenset[str]) -> None:
+    (block,) = [block for block in ALL if block.kind == "alerts"]
+    values = yaml.safe_load(block.content)
+    rules = values["prometheusRule"]["rules"]
+    for rule in rules:
+        names = used(rule["expr"])
+        assert names, rule["alert"]
+        assert names <= metrics, (rule["alert"], names - metrics)
+        assert rule["annotations"]["summary"]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+def test_every_metric_is_in_the_tables_and_the_tables_have_no_other(metrics: frozenset[str]) -> None:
+    page = (DOCS / "operating.md").read_text()
+    table = page[page.index("## Metrics") : page.index("## Alerts")]
+    listed = {
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`((?:kiam|grpc)_\w+)`", line.split("|")[1])
+    }
+    bare = {
+        name.removesuffix("_bucket")
+        for name in metrics
+        if OURS.fullmatch(name) and not name.endswith(("_sum", "_count", "_created"))
+    }
+    assert listed == bare
+
+
+def test_chart_takes_the_alerts_as_they_are() -> None:
+    (block,) = [block for block in ALL if block.kind == "alerts"]
+    values = yaml.safe_load(block.content)
+    (rule,) = [document for document in manifests(values) if document["kind"] == "PrometheusRule"]
+    assert rule["spec"]["groups"][0]["rules"] == values["prometheusRule"]["rules"]
+
+
+def test_dashboard_is_linked_and_is_json(tmp_path: Path) -> None:
+    assert "(grafana-dashboard.json)" in (DOCS / "operating.md").read_text()
