@@ -29,6 +29,7 @@ from tests.sandbox.netns import (
     METADATA_IPV6,
     NETNS_DIRECTORY,
     NODE_IPV4,
+    NODE_IPV6,
     PREFIX,
     NetNs,
     NodeNet,
@@ -336,7 +337,7 @@ class NodeInABox:
 
     def dataplane_flags(self) -> list[str]:
         """Flags of the agent that choose the box's dataplane."""
-        return [] if self.dataplane == "none" else [f"--dataplane={self.dataplane}"]
+        return [] if self.dataplane == "none" else [f"--dataplane={self.dataplane}", f"--host6={NODE_IPV6}"]
 
     def _start(
         self,

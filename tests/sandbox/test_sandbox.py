@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -124,24 +123,3 @@ def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path) -> None:
     assert name.startswith("kiam-")
     subprocess.run([sys.executable, "-c", "from tests.sandbox.netns import sweep; sweep()"], check=True)
     assert not (NETNS_DIRECTORY / name).exists()
-
-
-def demo(*arguments: str, user: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.sandbox.demo", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, user=user, env={**os.environ, "HOME": "/"}
-    )
-
-
-@pytest.mark.parametrize("name", ["", "ipfilter"])
-def test_the_demo_names_the_dataplanes_when_given_none_it_knows(name: str) -> None:
-    done = demo("--dataplane", name)
-    assert done.returncode == 2
-    assert done.stderr == f"make demo: DATAPLANE={name!r} is no dataplane; use DATAPLANE=iptables|nftables|ebpf\n"
-
-
-def test_the_demo_says_in_one_line_that_it_needs_root() -> None:
-    done = demo(user=65534)
-    assert done.returncode == 1
-    assert done.stderr.startswith("make demo: this needs root")
-    assert done.stderr.count("\n") == 1
