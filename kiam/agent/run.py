@@ -67,7 +67,7 @@ async def run_agent(settings: AgentSettings) -> None:
         identities = NodeIdentities(state, UnaryIdentities(client), watcher, settings.outage_grace, metrics)
         stack.callback(watcher.start().close)
         watch = NodeWatch(client, state, identities, settings.node_name, str(settings.host))
-        await stack.enter_async_context(_background(client.run(), watch.run()))
+        await stack.enter_async_context(_background(stop, client.run(), watch.run()))
         handlers = Handlers(
             identities,
             PassingOn(upstream, route_filter, settings.limits, REQUEST_BUDGET),
@@ -95,15 +95,19 @@ def _redirection(settings: AgentSettings) -> Redirection | None:
 
 
 @contextlib.asynccontextmanager
-async def _background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Have work done for as long as the block runs. If some of it fails, which is a bug, the block ends with it."""
-    async with asyncio.TaskGroup() as tasks:
-        started = [tasks.create_task(task) for task in work]
-        try:
-            yield
-        finally:
-            for task in started:
-                task.cancel()
+async def _background(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have work done for as long as the block runs. If some of it fails, which is a bug, the agent stops with it."""
+    tasks = [asyncio.create_task(task) for task in work]
+    for task in tasks:
+        task.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 async def _may_take_over(settings: AgentSettings, settled: asyncio.Event, stop: asyncio.Event) -> bool:

@@ -136,7 +136,7 @@ def test_the_server_puts_everything_right_when_it_is_back(outage: Outage) -> Non
         if name in box.net.pods:
             outage.replace(name, f"other-{name}")
         box.api.delete("pods", name, "default")
-    outage.pods["late"] = box.net and box.add_pod("late", "role-of-late")
+    outage.pods["late"] = box.add_pod("late", "role-of-late")
     box.start_server()
     wait_until(lambda: gauge(box, "kiam_agent_alone_seconds") == 0, "the agent to have its stream back")
     assert outage.credentials(("late", "role-of-late"), ("known", "role-of-known")) == [200, 200]

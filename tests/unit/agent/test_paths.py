@@ -39,7 +39,7 @@ EVERYTHING = RouteFilter(".*")
         (BASE + "/team/app", Target(BASE + "/team/app", "", True, "team/app")),
         (BASE + "//team/app", Target(BASE + "//team/app", "", True, "/team/app")),
         (BASE + "/team%2Fapp", Target(BASE + "/team/app", "", True, "team/app")),
-        (BASE + "/arn:aws:iam::1:role/x?a", Target(BASE + "/arn:aws:iam::1:role/x", "a", True, "arn:aws:iam::1:role/x")),
+        (BASE + "/arn:aws:iam::1:x?a", Target(BASE + "/arn:aws:iam::1:x", "a", True, "arn:aws:iam::1:x")),
         ("/1.0" + BASE[7:] + "/x", Target("/1.0" + BASE[7:] + "/x", "", True, "x")),
         ("/latest/meta-data/iam/%73ecurity-credentials/x", Target(BASE + "/x", "", True, "x")),
         ("/latest/meta-data/iam/security-credentials-x", Target("/latest/meta-data/iam/security-credentials-x", "")),
