@@ -23,7 +23,7 @@ from tests.sandbox.kubeapi import write_kubeconfig
 from tests.sandbox.process import wait_until
 from tests.unit.tls.files import Authority
 
-OURS = re.compile(r"\b(?:kiam|grpc)_[a-zA-Z_]+\b")
+OURS = re.compile(r"\b(?:kiam|grpc)_\w+\b")
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
 # $__rate_interval is Grafana's own, and becomes a duration.
 GRAFANA = {"$__rate_interval": "5m", "$instance": ".*"}
@@ -84,9 +84,7 @@ def used(expression: str) -> set[str]:
     for name, value in GRAFANA.items():
         expression = expression.replace(name, value)
     promql_parser.parse(expression)
-    return set(
-        re.findall(r"\b(?:kiam|grpc|process)_[a-zA-Z_]+\b", re.sub(r'"[^"]*"|grpc_(?:method|code)', "", expression))
-    )
+    return set(re.findall(r"\b(?:kiam|grpc|process)_\w+\b", re.sub(r'"[^"]*"|grpc_(?:method|code)', "", expression)))
 
 
 def test_dashboard_has_only_metrics_that_exist(metrics: frozenset[str]) -> None:
