@@ -9,6 +9,7 @@ import pytest
 from tests.integration.node.conftest import PodMaker
 from tests.sandbox.conventional import ConventionalAgent
 from tests.sandbox.node import SERVER_PORT, NodeInABox
+from tests.sandbox.process import wait_until
 
 DOCUMENT = {"code", "type", "access_key_id", "secret_access_key", "token", "expiration", "last_updated"}
 
@@ -51,3 +52,20 @@ def test_another_role_is_forbidden_by_policy(agent: ConventionalAgent, make_pod:
 def test_no_role_cannot_be_asked_for(agent: ConventionalAgent, make_pod: PodMaker) -> None:
     reply = agent.call("GetPodCredentials", ip=make_pod("app").address, role="")
     assert (reply.code, reply.details) == ("INVALID_ARGUMENT", "role can't be empty")
+
+
+def test_two_active_pods_with_one_address_are_refused(
+    box: NodeInABox, agent: ConventionalAgent, make_pod: PodMaker
+) -> None:
+    pod, twin = make_pod("app"), make_pod(known=False)
+    assert agent.call("GetPodRole", ip=pod.address).code == "OK"
+    box.announce(twin, "app", address=pod.address)
+
+    def refused() -> bool:
+        replies = [agent.call("GetPodRole", 0.3, ip=pod.address)]
+        replies.append(agent.call("GetPodCredentials", 0.3, ip=pod.address, role="app"))
+        return {(reply.code, reply.details) for reply in replies} == {
+            ("FAILED_PRECONDITION", "multiple running pods found")
+        }
+
+    assert wait_until(refused, "both calls to be refused")
