@@ -12,6 +12,7 @@ from kiam.errors import UserError
 from kiam.grpc_metrics import ServerMetrics
 from kiam.server.config import ServerConfig
 from kiam.telemetry import parse_listen_address
+from kiam.tls import TLSMaterial
 from kiam.tls.reload import TLSReloader
 
 LEAST_PING_INTERVAL_MS = 1000
@@ -37,23 +38,32 @@ def listen(server: aio.Server, bind: str, tls: TLSReloader) -> int:
     except ValueError as error:
         raise UserError(f"--bind: {error}") from error
     address = f"[{host}]:{port}" if ":" in host or not host else f"{host}:{port}"
-    material = tls.material
-    configuration = grpc.ssl_server_certificate_configuration([(material.key, material.cert)], material.ca)
+    in_use = tls.material
 
-    def current() -> Any:
-        nonlocal material, configuration
+    def changed() -> Any:
+        """The configuration for the coming handshake; None: as before.
+
+        gRPC takes the object's contents away: giving it the same one twice crashes the process.
+        """
+        nonlocal in_use
         newest = tls.material
-        if newest is not material:
-            material = newest
-            configuration = grpc.ssl_server_certificate_configuration([(material.key, material.cert)], material.ca)
-        return configuration
+        if newest is in_use:
+            return None
+        in_use = newest
+        return _configuration(newest)
 
     # The attack stopped: without a client certificate anyone who reaches the port could ask for any pod's credentials.
-    credentials = grpc.dynamic_ssl_server_credentials(configuration, current, require_client_authentication=True)
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _configuration(in_use), changed, require_client_authentication=True
+    )
     try:
         return int(server.add_secure_port(address if host else f"[::]:{port}", credentials))
     except RuntimeError as error:
         raise UserError(f"--bind: can't listen on {bind}: it is in use, or not an address of this machine") from error
+
+
+def _configuration(material: TLSMaterial) -> Any:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.cert)], material.ca)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

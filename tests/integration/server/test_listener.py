@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -68,6 +69,17 @@ async def test_new_certificate_serves_new_connections_and_cuts_no_old_one(
     assert await old.role("10.0.0.1") == "role-a"
     kube.apply(pod("b", "10.0.0.2", "role-b", node="n1"))
     await stream.until(lambda: "b" in stream.pods)
+
+
+async def test_many_handshakes_at_once_while_certificates_change(sandbox: Sandbox, rotating: Pki) -> None:
+    server = await sandbox.start(tls=rotating.server)
+    for generation in range(3):
+        await asyncio.gather(*(_connects(sandbox, server, rotating) for _ in range(50)))
+        renewed = rotating.issue(f"renewed-{generation}", rotating.server_names)
+        for old, new in ((rotating.server.key, renewed.key), (rotating.server.cert, renewed.cert)):
+            new.replace(old)
+        await asyncio.gather(*(_connects(sandbox, server, rotating) for _ in range(50)))
+    assert await eventually(lambda: _connects(sandbox, server, rotating))
 
 
 async def _connects(sandbox: Sandbox, server: object, pki: Pki) -> bool:
