@@ -7,7 +7,7 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from time import time
+from time import monotonic, time
 from typing import Protocol
 
 from kiam.agent.failures import Forbidden, RequestFailure
@@ -46,8 +46,11 @@ class Ways(Protocol):
     def forget(self, address: str) -> None:
         """No pod has it any more."""
 
-    def holds(self, address: str) -> bool:
-        """Whether the way to it is known and unchanged."""
+    def catch_up(self) -> None:
+        """Read what the kernel has told so far."""
+
+    def is_bound(self, address: str) -> bool:
+        """Whether the way to it is known, and unchanged as far as has been read."""
 
 
 class NodeIdentities:
@@ -70,6 +73,7 @@ class NodeIdentities:
         self._metrics = metrics
         self._link = Link.NONE
         self._alone_since = 0.0
+        self._alone_until = 0.0
         # Addresses whose way changed while the stream was live: another pod's perhaps, which the server will say.
         self._suspects: set[str] = set()
         self._reported: dict[str, float] = {}
@@ -101,6 +105,8 @@ class NodeIdentities:
         if self._link is Link.LIVE:
             self._link = Link.ALONE
             self._alone_since = time()
+            # Not by the wall clock: setting it back must not make the grace longer.
+            self._alone_until = monotonic() + self._grace
             log.warning(
                 "on our own: %d pods are answered from memory for up to %g s", len(self._state.pods), self._grace
             )
@@ -185,9 +191,14 @@ class NodeIdentities:
 
         Which attack: a pod that got the address of another one while nobody could tell us would get its credentials.
         """
+        if self._link is Link.NONE:
+            return False
+        # Which attack: the address changed hands this very moment, and its new owner's request is read before the
+        # kernel's news. It also covers the seconds in which a dead server still looks alive.
+        self._ways.catch_up()
         if self._link is Link.LIVE:
             return address not in self._suspects
-        if self._link is Link.ALONE and time() - self._alone_since < self._grace and self._ways.holds(address):
+        if monotonic() < self._alone_until and self._ways.is_bound(address):
             self._metrics.outage_answers.inc()
             return True
         return False

@@ -67,21 +67,16 @@ class KernelWatcher:
         self._bound.pop(address, None)
         self._wanted.discard(address)
 
-    def holds(self, address: str) -> bool:
-        """Whether the address is bound, and nothing the kernel has told so far contradicts it.
-
-        The kernel tells of a new way before it delivers the first packet that came by it, so reading what has been
-        told leaves no moment in which a new pod's request could meet an old pod's binding.
-        """
-        self.catch_up()
-        return address in self._bound
-
     def is_bound(self, address: str) -> bool:
-        """Whether the address was bound when changes were last read."""
+        """Whether the address is bound and nothing contradicted that when :meth:`catch_up` was last called."""
         return address in self._bound
 
     def catch_up(self) -> None:
-        """Read what the kernel has told, and break what it contradicts."""
+        """Read what the kernel has told, and break what it contradicts.
+
+        The kernel tells of a new way before it delivers the first packet that came by it, so calling this before an
+        answer leaves no moment in which a new pod's request could meet an old pod's binding.
+        """
         try:
             for change in self._changes.read():
                 self._take(change)
