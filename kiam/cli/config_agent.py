@@ -18,7 +18,7 @@ from kiam.cli.config_tls import TLS_FLAGS, check_files, check_handshakes, failed
 from kiam.cli.options import tls_files
 from kiam.dataplane.verify.results import CheckResult, Status, failed, passed, warned
 from kiam.errors import UserError
-from kiam.tls.certificates import Side
+from kiam.tls.certificates import Side, read_certificates
 
 TIMEOUT = 3.0
 """Seconds for each thing that is reached."""
@@ -41,7 +41,13 @@ def checks(arguments: argparse.Namespace, unusable: frozenset[str]) -> Sequence[
         settings = settings_from(arguments)
     except UserError as error:
         return [*results, failed_with("settings", error, "see kiam agent --help")]
-    return [*results, _check_host(settings), _check_routes(settings), asyncio.run(_check_metadata(settings))]
+    return [
+        *results,
+        *_check_node(settings),
+        _check_host(settings),
+        _check_routes(settings),
+        asyncio.run(_check_metadata(settings)),
+    ]
 
 
 def _check_health(arguments: argparse.Namespace) -> CheckResult:
@@ -52,6 +58,28 @@ def _check_health(arguments: argparse.Namespace) -> CheckResult:
     except UserError as error:
         return failed("server's health", str(error), "see the server's log, and kiam config check server")
     return passed("server's health", "ok")
+
+
+def _check_node(settings: AgentSettings) -> Sequence[CheckResult]:
+    """Whether a server with --node-authorization would take this certificate for this node's."""
+    check = "node"
+    try:
+        certificate, *_ = read_certificates(settings.server.tls.read().cert)
+    except (UserError, ValueError):
+        # Said by the check of the files.
+        return []
+    if not settings.node_name:
+        return []
+    if settings.node_name in certificate.dns_names:
+        return [passed(check, f"the certificate is for {settings.node_name}")]
+    return [
+        warned(
+            check,
+            f"the certificate is for {certificate.names} and not for the node {settings.node_name}: "
+            "servers with --node-authorization refuse it",
+            f"kiam certs agent --node {settings.node_name}, or leave the server's --node-authorization off",
+        )
+    ]
 
 
 def _check_host(settings: AgentSettings) -> CheckResult:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -50,6 +53,23 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(kiam(*arguments), capture_output=True, text=True, timeout=60, check=False)
 
 
+def tls_versions(port: int, files: TLSFiles) -> set[str | None]:
+    """The versions in which a handshake succeeds, each tried alone and with any cipher."""
+    spoken = set()
+    for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.load_cert_chain(files.cert, files.key)
+        context.load_verify_locations(files.ca)
+        context.set_alpn_protocols(["h2"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = context.maximum_version = version
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection, suppress(ssl.SSLError):
+            spoken.add(context.wrap_socket(connection, server_hostname="localhost").version())
+    return spoken
+
+
 @pytest.fixture
 def agent_files(tmp_path: Path) -> TLSFiles:
     return write(tmp_path / "agent", AGENT, AUTHORITY.pem)
@@ -85,6 +105,9 @@ def test_agents_certificate_of_another_authority_is_named(tmp_path: Path) -> Non
     ]
     # The server starts without Kubernetes and STS.
     with running_server(tmp_path, flags) as (_, port):
+        # While there is a server: it speaks TLS 1.2 and 1.3 and nothing older.
+        good = write(tmp_path / "good", AGENT, AUTHORITY.pem)
+        assert tls_versions(port, good) == {"TLSv1.2", "TLSv1.3"}
         health = run("health", f"--server-address=localhost:{port}", *tls_flags(files), "--timeout=10s")
     assert health.returncode == 1
     until = f"{stranger.not_after:%Y-%m-%d %H:%M:%SZ}"

@@ -110,3 +110,28 @@ def test_table_shows_every_check_and_survives_brackets(tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "[red]" in printed
     assert "--allow-route-regexp" in printed
+
+
+@pytest.mark.parametrize(("node", "status"), [("node-1", "PASS"), ("node-2", "WARN")])
+def test_certificate_of_another_node_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], node: str, status: str
+) -> None:
+    for step in (["init"], ["agent", "--node=node-1"]):
+        main(["certs", *step, f"--dir={tmp_path}"])
+    tls = [f"--cert={tmp_path}/agent.pem", f"--key={tmp_path}/agent-key.pem", f"--ca={tmp_path}/ca.pem"]
+    capsys.readouterr()
+    main(
+        [
+            "config",
+            "check",
+            "agent",
+            "--output=json",
+            *tls,
+            "--host=127.0.0.1",
+            f"--node-name={node}",
+            "--server-address=127.0.0.1:9",
+            "--instance-metadata-url=http://127.0.0.1:9",
+        ]
+    )
+    checks = {check["check"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["node"]["status"] == status
