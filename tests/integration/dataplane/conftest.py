@@ -84,6 +84,13 @@ def world() -> Iterator[World]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def bridged(world: World) -> Iterator[World]:
+    """Another node, with kubenet's bridge. In the same cgroups: the eBPF programs go to one place."""
+    with World(world.cgroups, "bridge") as made:
+        yield made
+
+
 @pytest.fixture(params=list(PLANES))
 def plane(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
     """Each dataplane, taken out again afterwards."""

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from kiam.dataplane import Condition
+from kiam.dataplane import Condition, InterfacePattern
 from kiam.errors import UserError
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.world import (
@@ -126,6 +126,24 @@ def test_no_way_round_reaches_the_real_service(plane: Plane, world: World) -> No
 
 def reached_more(world: World, before: int) -> bool:
     return world.reached() > before
+
+
+def test_what_the_real_service_answers_reaches_no_pod_whatever_way_the_request_went(plane: Plane, world: World) -> None:
+    with world.second_interface():
+        assert world.client.do("who", METADATA)["service"] == "real", "the second way has to work without us"
+        plane.install()
+        world.forget_connections()
+        answer = world.client.ask("who", METADATA)
+        assert answer.get("error") == "ETIMEDOUT" or answer["value"]["service"] == "agent"
+
+
+@pytest.mark.parametrize("pattern", ["!eth0", "+"])
+def test_wide_patterns_catch_pods_and_leave_the_host_alone(plane: Plane, world: World, pattern: str) -> None:
+    plane.install(plane.but(interface=InterfacePattern.parse(pattern)))
+    with world.nothing_gets_through():
+        assert world.client.do("who", METADATA)["service"] == "agent"
+        world.client.ask("datagram", METADATA, 80)
+    assert world.host.do("who", METADATA)["service"] == "real"
 
 
 def test_what_is_dropped_is_counted_by_reason(plane: Plane, world: World) -> None:
@@ -261,3 +279,19 @@ def test_removal_leaves_the_machine_as_it_was(plane: Plane, world: World) -> Non
     plane.remove()
     assert world.state() == before
     assert world.client.do("who", METADATA)["service"] == "real"
+
+
+def test_pods_on_a_bridge_land_on_the_agent(plane: Plane, bridged: World) -> None:
+    on_bridge = Plane(plane.variant, bridged)
+    before = bridged.state()
+    try:
+        on_bridge.install(on_bridge.but(interface=InterfacePattern.parse("cbr0")))
+        with bridged.nothing_gets_through():
+            answer = bridged.client.do("who", METADATA)
+            bridged.client.ask("datagram", METADATA, 80)
+            bridged.client.ask("try_connect", METADATA6, 80)
+        assert (answer["service"], answer["source"]) == ("agent", str(bridged.pod.address))
+        assert bridged.host.do("who", METADATA)["service"] == "real"
+    finally:
+        on_bridge.remove()
+    assert bridged.state() == before

@@ -139,12 +139,12 @@ class Client:
 class World:
     """The node with everything around it. A context manager."""
 
-    def __init__(self, cgroups: NodeCgroup) -> None:
+    def __init__(self, cgroups: NodeCgroup, cni: str = "calico") -> None:
         self.cgroups = cgroups
         self.agent_pod = cgroups.pod("00000000-0000-4000-8000-00000000000a")
         self._stack = contextlib.ExitStack()
         try:
-            self.net = self._stack.enter_context(NodeNet())
+            self.net = self._stack.enter_context(NodeNet(cni))
             self.node = self.net.node
             self.pod: PodNet = self.net.add_pod("one")
             self.net.aws.run("nft", "-f", "-", stdin=_SEEN)
@@ -195,6 +195,24 @@ class World:
     def forget_connections(self) -> None:
         """Empty the node's connection table, so that tests don't see one another's."""
         self.node.run("conntrack", "--flush")
+
+    @contextlib.contextmanager
+    def second_interface(self) -> Iterator[None]:
+        """Give the pod a second way to the real service, on an interface that no pattern for pods would match."""
+        pod = self.pod.netns
+        self.node.ip(f"link add second0 type veth peer name second0 netns {pod.name}")
+        try:
+            self.node.ip("address add 198.51.100.1/24 dev second0", "link set second0 up")
+            self.node.sysctl(ipv4__conf__all__rp_filter=0, ipv4__conf__second0__rp_filter=0)
+            pod.sysctl(ipv4__conf__all__rp_filter=0, ipv4__conf__eth0__rp_filter=0)
+            pod.ip(
+                "address add 198.51.100.2/24 dev second0",
+                "link set second0 up",
+                f"route add {METADATA} via 198.51.100.1 src {self.pod.address}",
+            )
+            yield
+        finally:
+            self.node.ip("link delete second0")
 
     def state(self) -> dict[str, str]:
         """Everything a dataplane might leave behind on the node, counters taken out."""
