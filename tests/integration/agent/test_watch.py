@@ -1,0 +1,192 @@
+"""Following a stream, over a real channel: a scripted server says what a test wants, when it wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from prometheus_client import CollectorRegistry
+
+from kiam.agent import watch
+from kiam.agent.client import ServerClient
+from kiam.agent.metrics import AgentMetrics
+from kiam.agent.node import Link, NodeIdentities
+from kiam.agent.node_state import NodeState
+from kiam.agent.settings import ServerSettings
+from kiam.agent.unary import UnaryIdentities
+from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.tls.certificates import Side
+from kiam.tls.reload import TLSReloader
+from tests.sandbox.pki import Pki, SecretVolume
+from tests.unit.agent.test_node import COMPLETE, Ways
+from tests.unit.agent.test_node_state import BASE, A, credentials, pod, withdrawn
+
+HELLO = kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(node_name="node-1", role_base_arn=BASE))
+
+
+class Scripted(kiam_pb2_grpc.KiamServiceServicer):
+    """Streams what is put into ``updates``; ``None`` ends a stream."""
+
+    def __init__(self) -> None:
+        self.requests: list[kiam_pb2.WatchNodeRequest] = []
+        self.snapshot: list[kiam_pb2.NodeUpdate] = [HELLO, pod(), credentials(), COMPLETE]
+        self.updates: asyncio.Queue[kiam_pb2.NodeUpdate | None] = asyncio.Queue()
+        self.unimplemented = False
+        self.open = 0
+
+    async def WatchNode(self, request: kiam_pb2.WatchNodeRequest, context: Any) -> AsyncIterator[kiam_pb2.NodeUpdate]:
+        self.requests.append(request)
+        if self.unimplemented:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method WatchNode")
+        self.open += 1
+        try:
+            for update in self.snapshot:
+                yield update
+            while (update_or_end := await self.updates.get()) is not None:
+                yield update_or_end
+        finally:
+            self.open -= 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that nothing signals."""
+    async with asyncio.timeout(15):
+        while not condition():  # noqa: ASYNC110  # the other side of a connection is waited for
+            await asyncio.sleep(0.005)
+
+
+class World:
+    """A scripted server and an agent's state that follows it."""
+
+    def __init__(self, pki: Pki, files: Any) -> None:
+        self.pki, self.script, self.port = pki, Scripted(), 0
+        self.files = files
+        self.state, self.ways = NodeState(), Ways()
+
+    async def start_server(self) -> None:
+        self.server = aio.server(options=[("grpc.so_reuseport", 0)])
+        kiam_pb2_grpc.add_KiamServiceServicer_to_server(self.script, self.server)
+        material = self.pki.server.read()
+        self.port = self.server.add_secure_port(
+            f"127.0.0.1:{self.port}",
+            grpc.ssl_server_credentials([(material.key, material.cert)], material.ca, require_client_auth=True),
+        )
+        await self.server.start()
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[NodeIdentities]:
+        seconds = timedelta(seconds=1)
+        settings = ServerSettings(f"localhost:{self.port}", self.files, seconds, 10 * seconds, 2 * seconds, False)
+        self.reloader = TLSReloader(self.files, Side.CLIENT)
+        self.client = ServerClient(settings, self.reloader)
+        node = NodeIdentities(
+            self.state, UnaryIdentities(self.client), self.ways, timedelta(minutes=1), AgentMetrics(CollectorRegistry())
+        )
+        self.watch = watch.NodeWatch(self.client, self.state, node, "node-1", "10.0.0.100")
+        task = asyncio.create_task(self.watch.run())
+        try:
+            yield node
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await self.client.close()
+
+
+@pytest.fixture
+async def world(pki: Pki, tmp_path: Path) -> AsyncIterator[World]:
+    world = World(pki, SecretVolume.of(tmp_path / "secret", pki.agent).files)
+    await world.start_server()
+    yield world
+    await world.server.stop(None)
+
+
+async def test_snapshot_and_changes_are_taken_in(world: World) -> None:
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        assert world.watch.settled.is_set()
+        assert node.credentials_now(A, "app") is not None
+        request = world.script.requests[0]
+        assert (request.node_name, request.host_ip) == ("node-1", "10.0.0.100")
+        world.script.updates.put_nowait(withdrawn())
+        await until(lambda: node.credentials_now(A, "app") is None)
+
+
+async def test_reconnect_says_what_is_held_and_gets_what_differs(world: World) -> None:
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        world.script.snapshot = [HELLO, pod("u2", ("10.0.0.2",)), COMPLETE]
+        world.script.updates.put_nowait(None)
+        await until(lambda: len(world.script.requests) == 2 and node.link is Link.LIVE)
+        request = world.script.requests[1]
+        assert [known.uid for known in request.known_pods] == ["u1"]
+        assert [known.identity.role_arn for known in request.known_credentials] == [BASE + "app"]
+        await until(lambda: len(world.state.pods) == 2)
+        assert node.credentials_now("10.0.0.2", "app") is not None
+
+
+async def test_killed_server_is_noticed_and_its_return_too(world: World) -> None:
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        await world.server.stop(None)
+        await until(lambda: node.link is Link.ALONE)
+        assert node.credentials_now(A, "app") is not None
+        await world.start_server()
+        await until(lambda: node.link is Link.LIVE)
+
+
+async def test_conventional_server_is_asked_again_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_LOOK_AGAIN_SECONDS", 0.05)
+    world.script.unimplemented = True
+    async with world.agent() as node:
+        await until(lambda: len(world.script.requests) >= 2)
+        assert node.link is Link.NONE
+        assert world.watch.settled.is_set()
+        world.script.unimplemented = False
+        await until(lambda: node.link is Link.LIVE)
+        # Back to a conventional one: nothing that is no longer kept up to date is remembered.
+        world.script.unimplemented = True
+        world.script.updates.put_nowait(None)
+        await until(lambda: node.link is Link.NONE)
+        assert world.state.pods == {}
+
+
+async def test_new_certificates_open_a_new_stream_before_the_old_one_goes(world: World) -> None:
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        world.client.swap()
+        await until(lambda: len(world.script.requests) == 2 and world.script.open == 1)
+        assert node.link is Link.LIVE
+        world.script.updates.put_nowait(withdrawn())
+        await until(lambda: world.state.pods == {})
+
+
+async def test_changed_way_asks_the_server_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_CONFIRM_AFTER", 0.05)
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        world.ways.bound.discard(A)
+        node.way_changed(A)
+        assert node.credentials_now(A, "app") is None
+        await until(lambda: node.credentials_now(A, "app") is not None)
+        assert len(world.script.requests) == 2
+        assert A in world.ways.bound
+
+
+async def test_pushed_credentials_are_served_within_milliseconds_not_at_a_tick(world: World) -> None:
+    world.script.snapshot = [HELLO, COMPLETE]
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        deadline = asyncio.get_running_loop().time() + 5
+        asking = asyncio.create_task(node.credentials(A, "app", deadline))
+        await asyncio.sleep(0)
+        world.script.updates.put_nowait(pod())
+        world.script.updates.put_nowait(credentials())
+        assert b"ASIA1" in await asking
