@@ -46,11 +46,12 @@ def confined(security: Manifest) -> list[str]:
 def run(
     image: Image, security: Manifest, command: list[str], environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as the chart runs it: read-only file system, capabilities dropped, network of its own."""
+    """Run a command as the chart runs it: read-only file system, capabilities dropped, network of its own (10.0.0.1)."""
     line = enter(
         image.root,
         [*confined(security), *command],
         environment=image.environment | dict(environment or {}),
+        setup=["ip link set lo up", "ip address add 10.0.0.1/32 dev lo"],
         read_only=True,
         namespaces=("--mount", "--pid", "--fork", "--net"),
     )
@@ -103,7 +104,7 @@ def test_dataplanes_install_with_the_charts_capabilities(image: Image, cgroup: P
     agent = find(manifests(GIVEN_CERTIFICATES, chosen), "DaemonSet/kiam-agent")["spec"]["template"]["spec"]
     (container,) = agent["initContainers"]
     arguments = " ".join(container["args"]).replace("$(HOST_IP)", "10.0.0.1")
-    script = f"/kiam dataplane install {arguments} && /kiam dataplane status {arguments} && /kiam dataplane remove"
+    script = f"/kiam dataplane install {arguments} && /kiam dataplane status {arguments} && /kiam dataplane remove --dataplane={dataplane}"
     done = run(image, container["securityContext"], ["sh", "-c", script], {"KIAM_EBPF_CGROUP": str(cgroup)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installed" in done.stdout
