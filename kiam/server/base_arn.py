@@ -19,6 +19,7 @@ DEFAULT_ENDPOINT = "http://169.254.169.254"
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """Where AWS's own SDKs look for another address of the instance metadata service."""
 SESSION_SECONDS = "60"
+BACKOFF = wait_exponential_jitter(multiplier=0.5, max=15, jitter=0.5)
 TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _PROFILE = re.compile(r"(arn:[^:]+:iam::\d+:)instance-profile/.+")
 
@@ -47,7 +48,7 @@ async def detect_base_arn() -> str:
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(DetectionError),
-        wait=wait_exponential_jitter(multiplier=0.5, max=15, jitter=0.5),
+        wait=BACKOFF,
         before_sleep=log_failure,
     )
     return str(await retrying(detect_base_arn_once))

@@ -73,6 +73,9 @@ class EventRecorder:
         self._unwritten: dict[tuple[str, str, str], None] = {}
         self._work = asyncio.Event()
 
+    def __len__(self) -> int:
+        return len(self._series)
+
     def record(self, pod: Pod, reason: str, message: str) -> None:
         """Note that something happened to a pod. Returns at once; :meth:`run` writes."""
         message = message[:LONGEST_MESSAGE]
