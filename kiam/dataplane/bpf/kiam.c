@@ -16,16 +16,24 @@
 #define MAPPED_IP6_2 HTONL(0x0000FFFF) // ::ffff:0:0/96, RFC 4291, 2.5.5.2
 #define METADATA_PORT HTONS(80)
 
+#define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ICMPV6 58
 #define IPPROTO_MPTCP 262
 #define SOCK_STREAM 1
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
-#define IP4_DESTINATION 16 // offset in the header, RFC 791
-#define IP6_DESTINATION 24 // RFC 8200
+#define IP4_PROTOCOL 9 // offset in the header, RFC 791
+#define IP4_DESTINATION 16
+#define IP6_NEXT_HEADER 6 // RFC 8200
+#define IP6_DESTINATION 24
 
 #define ALLOW 1
 #define REFUSE 0 // the caller sees EPERM
+
+#define CONTINUE -1 // TC_ACT_UNSPEC and TCX_NEXT: others' programs have their say
+#define DROP 2      // TC_ACT_SHOT and TCX_DROP
 
 #define MAX_POD_CGROUPS 4
 
@@ -317,6 +325,89 @@ int kiam_egress(struct __sk_buff *skb)
         }
     }
     return ALLOW;
+}
+
+// Whether a TCP socket is one of the network namespace that the packet's device is in, which is the host's.
+static inline int is_of_this_netns(struct __sk_buff *skb, struct bpf_sock *sk, int ipv6)
+{
+    struct bpf_sock_tuple tuple = {};
+    struct bpf_sock *found;
+    int size;
+    int listens;
+
+    // The tuple is that of a packet to the socket. It's taken from the socket, not from the packet, because SNAT may have
+    // changed the packet (the AWS VPC CNI gives the host's own connections random ports).
+    if (ipv6) {
+        tuple.ipv6.saddr[0] = sk->dst_ip6[0];
+        tuple.ipv6.saddr[1] = sk->dst_ip6[1];
+        tuple.ipv6.saddr[2] = sk->dst_ip6[2];
+        tuple.ipv6.saddr[3] = sk->dst_ip6[3];
+        tuple.ipv6.daddr[0] = sk->src_ip6[0];
+        tuple.ipv6.daddr[1] = sk->src_ip6[1];
+        tuple.ipv6.daddr[2] = sk->src_ip6[2];
+        tuple.ipv6.daddr[3] = sk->src_ip6[3];
+        tuple.ipv6.sport = sk->dst_port;
+        tuple.ipv6.dport = HTONS((u16)sk->src_port);
+        size = sizeof(tuple.ipv6);
+    } else {
+        tuple.ipv4.saddr = sk->dst_ip4;
+        tuple.ipv4.daddr = sk->src_ip4;
+        tuple.ipv4.sport = sk->dst_port;
+        tuple.ipv4.dport = HTONS((u16)sk->src_port);
+        size = sizeof(tuple.ipv4);
+    }
+    found = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+    if (!found)
+        return 0;
+    // A listener of the host's takes packets for any address, so it proves nothing.
+    listens = found->state == BPF_TCP_LISTEN;
+    bpf_sk_release(found);
+    return !listens;
+}
+
+// On the devices by which packets leave the node: what gets there for a metadata address has to come from a socket of the
+// host's own. Some pods' packets never pass the host's network stack, where the guard is: Cilium's eBPF host routing,
+// macvlan, a bridge that the uplink is a port of.
+int kiam_uplink(struct __sk_buff *skb)
+{
+    struct bpf_sock *sk;
+    u8 version;
+    u8 protocol;
+    u32 ip6[4];
+    u32 ip4;
+
+    // Not skb->protocol: a packet socket can say there what it likes.
+    if (bpf_skb_load_bytes_relative(skb, 0, &version, sizeof(version), BPF_HDR_START_NET))
+        return CONTINUE;
+    if (version >> 4 == 4) {
+        if (bpf_skb_load_bytes_relative(skb, IP4_DESTINATION, &ip4, sizeof(ip4), BPF_HDR_START_NET) ||
+            ip4 != METADATA_IP4)
+            return CONTINUE;
+        if (bpf_skb_load_bytes_relative(skb, IP4_PROTOCOL, &protocol, sizeof(protocol), BPF_HDR_START_NET))
+            return DROP;
+    } else if (version >> 4 == 6) {
+        if (bpf_skb_load_bytes_relative(skb, IP6_DESTINATION, &ip6, sizeof(ip6), BPF_HDR_START_NET) ||
+            ip6[0] != METADATA_IP6_0 || ip6[1] || ip6[2] || ip6[3] != METADATA_IP6_3)
+            return CONTINUE;
+        if (bpf_skb_load_bytes_relative(skb, IP6_NEXT_HEADER, &protocol, sizeof(protocol), BPF_HDR_START_NET))
+            return DROP;
+    } else {
+        return CONTINUE;
+    }
+
+    // Forwarded packets have no socket. Another protocol than these could hide TCP behind an extension header.
+    sk = skb->sk;
+    if (sk && (protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6))
+        return CONTINUE;
+    if (sk && protocol == IPPROTO_TCP) {
+        sk = bpf_sk_fullsock(sk);
+        if (!sk)
+            return CONTINUE; // the last words of a closed connection
+        if (sk->protocol == IPPROTO_TCP && is_of_this_netns(skb, sk, version >> 4 == 6))
+            return CONTINUE;
+    }
+    count(BYPASS);
+    return DROP;
 }
 
 // Only for kernels before 5.14, where SO_NETNS_COOKIE doesn't exist.

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from kiam.dataplane import Condition, Counters, Inspection, WantedState
 from kiam.dataplane.addresses import check_addresses
-from kiam.dataplane.ebpf import bpf, node
+from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
-from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps, read_configs
+from kiam.dataplane.ebpf.hooks import detach_all, find_ours, open_cgroup, open_maps
+from kiam.dataplane.ebpf.inspection import find_problems
 from kiam.dataplane.ebpf.request import write_request
-from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, Config, differences, wanted_hooks
+from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, UPLINK_HOOK
 from kiam.errors import UserError
 
 _LOADER_SECONDS = 60.0
@@ -38,20 +39,14 @@ class EbpfDataplane:
         """See Dataplane.install. Nothing is compiled when the kernel already holds the wanted state."""
         check_addresses(wanted)
         node.require_capabilities()
-        cgroup = self._cgroup()
-        with open_cgroup(cgroup) as descriptor:
-            config = node.configuration(wanted, cgroup)
-            found = find_ours(descriptor)
-            agents = {known.agent for known in read_configs(found) if known is not None}
-            if not _problems(found, config) and (config.agent is None or agents == {config.agent}):
-                return
-        _run_loader(write_request(wanted, cgroup))
+        _run_loader(write_request(wanted, self._cgroup()))
 
     def remove(self) -> None:
         """See Dataplane.remove."""
         node.require_capabilities()
         with open_cgroup(self._cgroup()) as descriptor:
             detach_all(descriptor)
+        uplink.detach_all()
         Guard().remove()
 
     def inspect(self, wanted: WantedState | None = None) -> Inspection:
@@ -61,15 +56,21 @@ class EbpfDataplane:
         with open_cgroup(cgroup) as descriptor:
             ours = find_ours(descriptor)
             guarded = Guard().is_present()
-            if not ours and not guarded:
+            uplinks = uplink.find_ours()
+            if not ours and not guarded and not uplinks:
                 return Inspection(Condition.ABSENT)
             lines = [
                 f"{cgroup} attach type {one.hook.attach_type} id {one.program.program_id} name {one.program.name} "
                 f"tag {one.program.tag} multi"
                 for one in ours
             ]
+            lines += [
+                f"device {device.name} {program} name {UPLINK_HOOK.program}"
+                for device in uplinks
+                for program in device.programs
+            ]
             lines += [f"table inet {TABLE}"] if guarded else []
-            problems = [] if wanted is None else _problems(ours, node.configuration(wanted, cgroup))
+            problems = [] if wanted is None else find_problems(ours, node.configuration(wanted, cgroup))
         return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, lines, problems)
 
     def counters(self) -> Counters:
@@ -86,24 +87,6 @@ class EbpfDataplane:
 
     def _cgroup(self) -> Path:
         return self._given_cgroup or node.attach_point()
-
-
-def _problems(ours: list[Attachment], wanted: Config) -> list[str]:
-    problems = []
-    hooks = wanted_hooks(wanted.host_network)
-    for hook in hooks:
-        number = sum(one.hook == hook for one in ours)
-        if number == 0:
-            problems.append(f"the program {hook.program} is not attached")
-        elif number > 1:
-            problems.append(f"the program {hook.program} is attached {number} times")
-    problems += [f"the program {one.hook.program} is attached for nothing" for one in ours if one.hook not in hooks]
-    for found in read_configs(ours):
-        lines = ["the programs are another version's"] if found is None else differences(wanted, found)
-        problems += [line for line in lines if line not in problems]
-    if not Guard().is_right():
-        problems.append(f"the guard, nftables' table inet {TABLE}, is missing or changed")
-    return problems
 
 
 def _run_loader(line: str) -> None:

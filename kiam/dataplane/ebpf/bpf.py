@@ -6,6 +6,7 @@ Layouts are those of ``union bpf_attr``, ``struct bpf_prog_info`` and ``struct b
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -28,6 +29,8 @@ _PROG_QUERY = 16
 _MAP_FREEZE = 22
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280}
+_ATTRIBUTES_SIZE = 256
+"""More than any kernel's union bpf_attr so far; kernels accept zeros behind the fields they know."""
 _MAX_PROGRAMS = 64
 """BPF_CGROUP_MAX_PROGS, linux/bpf-cgroup.h: the kernel allows no more on one hook of one cgroup."""
 _MAX_MAPS = 64
@@ -35,16 +38,19 @@ _MAX_MAPS = 64
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def bpf(command: int, attributes: bytes) -> int:
-    """One call of bpf(2). Raises OSError."""
+def bpf(command: int, attributes: bytes | bytearray) -> int:
+    """One call of bpf(2); a bytearray gets back what the kernel wrote into the attributes. Raises OSError."""
     number = _SYSCALL_NUMBERS.get(platform.machine())
     if number is None:
-        raise OSError(38, f"bpf(2) is not known on {platform.machine()}")
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result: int = _libc.syscall(number, command, buffer, len(attributes))
+        raise OSError(errno.ENOSYS, f"bpf(2) is not known on {platform.machine()}")
+    # Some commands answer into fields behind those they were given, whatever size they were told.
+    buffer = ctypes.create_string_buffer(bytes(attributes), _ATTRIBUTES_SIZE)
+    result: int = _libc.syscall(number, command, buffer, _ATTRIBUTES_SIZE)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+    if isinstance(attributes, bytearray):
+        attributes[:] = buffer.raw[: len(attributes)]
     return result
 
 
@@ -85,29 +91,27 @@ def _text(raw: bytes) -> str:
 
 
 def attached(target: int, attach_type: int) -> list[int]:
-    """Identifiers of the programs on one hook of the cgroup open as ``target``, in the order in which they run."""
+    """Identifiers of the programs on one hook of a cgroup or a device, in the order in which they run."""
     identifiers = (ctypes.c_uint32 * _MAX_PROGRAMS)()
     attributes = bytearray(
         struct.pack("=IIIIQII", target, attach_type, 0, 0, ctypes.addressof(identifiers), _MAX_PROGRAMS, 0)
     )
-    # The kernel writes the count back into the attributes, so they are passed as one buffer of ours.
-    buffer = (ctypes.c_char * len(attributes)).from_buffer(attributes)
-    number = _SYSCALL_NUMBERS[platform.machine()]
-    if _libc.syscall(number, _PROG_QUERY, buffer, len(attributes)) < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    bpf(_PROG_QUERY, attributes)
     (found,) = struct.unpack_from("=I", attributes, 24)
     return list(identifiers[:found])
 
 
-def attach(target: int, program: int, attach_type: int, replace: int | None = None) -> None:
-    """Add a program to a hook of a cgroup, or put it in the place of another in one step. Others' stay."""
-    flags = F_ALLOW_MULTI | (0 if replace is None else F_REPLACE)
-    bpf(_PROG_ATTACH, struct.pack("=IIIII", target, program, attach_type, flags, replace or 0))
+def attach(target: int, program: int, attach_type: int, replace: int | None = None, flags: int = F_ALLOW_MULTI) -> None:
+    """Add a program to a hook, or put it in the place of another in one step. Others' stay.
+
+    ``target`` is the descriptor of a cgroup, or for a device's hooks the device's index.
+    """
+    flags |= 0 if replace is None else F_REPLACE
+    bpf(_PROG_ATTACH, struct.pack("=IIIIIIQ", target, program, attach_type, flags, replace or 0, 0, 0))
 
 
 def detach(target: int, program: int, attach_type: int) -> None:
-    """Take one program off a hook of a cgroup."""
+    """Take one program off a hook of a cgroup or a device."""
     bpf(_PROG_DETACH, struct.pack("=IIIII", target, program, attach_type, 0, 0))
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from kiam.dataplane import WantedState
 from kiam.dataplane.cgroups import find_cgroup2_root
-from kiam.dataplane.ebpf import bpf, node
+from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import Guard
 from kiam.dataplane.ebpf.hooks import attach_all, find_ours, open_cgroup, open_maps, read_configs
+from kiam.dataplane.ebpf.inspection import find_problems
 from kiam.dataplane.ebpf.request import parse_request
 from kiam.dataplane.ebpf.state import (
     CONFIG_MAP,
@@ -32,6 +33,7 @@ from kiam.dataplane.ebpf.state import (
     PEERS_MAP,
     PROBE_HOOK,
     SOURCE,
+    UPLINK_HOOK,
     Config,
     Hook,
     wanted_hooks,
@@ -122,7 +124,10 @@ def install(wanted: WantedState, cgroup: Path) -> None:
         # Two at once (an init container, the agent, someone's shell) would each add their own programs.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         ours = find_ours(descriptor)
-        config = _keep_agent(config, read_configs(ours))
+        known = read_configs(ours)
+        config = _keep_agent(config, known)
+        if not find_problems(ours, config) and all(one is not None and one.agent == config.agent for one in known):
+            return
         module = _compile()
         if config.host_netns is None:
             config = replace(config, host_netns=_ask_netns_cookie(module))
@@ -133,17 +138,20 @@ def install(wanted: WantedState, cgroup: Path) -> None:
             bpf.update(instructed, 0, config.pack())
             bpf.freeze(instructed)
             programs = {hook: _load(module, hook) for hook in wanted_hooks(wanted.host_network)}
-            _activate(descriptor, programs)
+            _activate(descriptor, programs, _load(module, UPLINK_HOOK))
 
 
-def _activate(cgroup: int, programs: dict[Hook, int]) -> None:
+def _activate(cgroup: int, programs: dict[Hook, int], on_uplinks: int) -> None:
     guard = Guard()
     was_guarded = guard.is_present()
     guard.install()
     try:
+        uplink.attach(on_uplinks)
         attach_all(cgroup, programs)
     except BaseException:
+        # Where something of ours was before, pods are refused until the next attempt; else it's as if nothing was.
         if not was_guarded:
+            uplink.detach_all()
             guard.remove()
         raise
 

@@ -36,7 +36,10 @@ SOCKET_HOOKS = (
 """In the order in which they are attached."""
 EGRESS_HOOK = Hook("kiam_egress", _SKB, 1)
 """Sees every packet that a socket sends, so it is there only when pods on the host network matter."""
+UPLINK_HOOK = Hook("kiam_uplink", 3, 47)
+"""On devices: a scheduler classifier, on tcx's egress where there is tcx."""
 ALL_HOOKS = (*SOCKET_HOOKS, EGRESS_HOOK)
+"""Those of cgroups."""
 PROBE_HOOK = Hook("kiam_probe", _SOCK_ADDR, 10)
 
 PREFIX = "kiam_"

@@ -19,6 +19,7 @@ import pytest
 from kiam.dataplane import METADATA_IPV4, Condition, HostNetwork, WantedState
 from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.ebpf.hooks import open_cgroup
+from kiam.dataplane.ebpf.state import SOCKET_HOOKS
 from kiam.errors import UserError
 from tests.integration.ebpf.world import AGENT_PORT, OTHER_AGENT_PORT, World, ask, wanted_state
 from tests.sandbox.netns import PodNet
@@ -220,4 +221,4 @@ def test_two_that_install_at_once_attach_one_program_a_hook(clean: World) -> Non
     for thread in threads:
         thread.join()
     assert len(attached(clean)) == 1
-    assert len(identifiers(clean)) == 6
+    assert len(identifiers(clean)) == len(SOCKET_HOOKS) + 1

@@ -22,6 +22,7 @@ from kiam.dataplane.ebpf.state import (
     REDIRECTS,
     SOCKET_HOOKS,
     SOURCE,
+    UPLINK_HOOK,
     CgroupPlace,
     Config,
     differences,
@@ -103,7 +104,7 @@ def test_a_cookie_the_kernel_does_not_tell_is_not_compared() -> None:
 
 def test_every_program_of_the_source_has_a_hook_and_a_name_the_kernel_keeps_whole() -> None:
     programs = re.findall(r"^int (\w+)\(struct", SOURCE.read_text(), re.MULTILINE)
-    assert sorted(programs) == sorted(hook.program for hook in (*ALL_HOOKS, PROBE_HOOK))
+    assert sorted(programs) == sorted(hook.program for hook in (*ALL_HOOKS, UPLINK_HOOK, PROBE_HOOK))
     # BPF_OBJ_NAME_LEN is 16 with the terminating NUL.
     assert all(name.startswith(PREFIX) and len(name) < 16 for name in programs)
 

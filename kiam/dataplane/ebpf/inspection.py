@@ -1,0 +1,40 @@
+"""Compares what the kernel holds with what is wanted."""
+
+from __future__ import annotations
+
+from kiam.dataplane.ebpf import uplink
+from kiam.dataplane.ebpf.guard import TABLE, Guard
+from kiam.dataplane.ebpf.hooks import Attachment, read_configs
+from kiam.dataplane.ebpf.state import UPLINK_HOOK, Config, differences, wanted_hooks
+
+
+def find_problems(ours: list[Attachment], wanted: Config) -> list[str]:
+    """What of the kernel's state isn't as wanted, one line each."""
+    problems = []
+    hooks = wanted_hooks(wanted.host_network)
+    for hook in hooks:
+        number = sum(one.hook == hook for one in ours)
+        if number == 0:
+            problems.append(f"the program {hook.program} is not attached")
+        elif number > 1:
+            problems.append(f"the program {hook.program} is attached {number} times")
+    problems += [f"the program {one.hook.program} is attached for nothing" for one in ours if one.hook not in hooks]
+    for found in read_configs(ours):
+        lines = ["the programs are another version's"] if found is None else differences(wanted, found)
+        problems += [line for line in lines if line not in problems]
+    problems += _uplink_problems()
+    if not Guard().is_right():
+        problems.append(f"the guard, nftables' table inet {TABLE}, is missing or changed")
+    return problems
+
+
+def _uplink_problems() -> list[str]:
+    attached = {device.index: len(device.programs) for device in uplink.find_ours()}
+    problems = []
+    for device in uplink.find_uplinks():
+        number = attached.get(device.index, 0)
+        if number == 0:
+            problems.append(f"the program {UPLINK_HOOK.program} is not attached to {device.name}")
+        elif number > 1:
+            problems.append(f"the program {UPLINK_HOOK.program} is attached to {device.name} {number} times")
+    return problems

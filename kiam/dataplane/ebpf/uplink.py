@@ -1,0 +1,224 @@
+"""Our program on the devices by which packets leave the node: tcx since Linux 6.6, a clsact qdisc's filter before.
+
+Both ways the device holds the program, so that no process and no bpffs is needed, and it goes with the device.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
+from kiam.dataplane.ebpf import bpf
+from kiam.dataplane.ebpf.node import kernel_lacks
+from kiam.dataplane.ebpf.state import PREFIX, UPLINK_HOOK
+
+_LOOPBACK_INDEX = 1
+_F_BEFORE = 1 << 3
+"""linux/bpf.h: ahead of the programs that are there, one of which may end the chain."""
+_CLSACT_EGRESS = "ffff:fff3"
+"""TC_H_CLSACT and TC_H_MIN_EGRESS, linux/pkt_sched.h."""
+_CLSACT_PARENTS = (0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3)
+_PRIORITY = 1
+_ETH_P_ALL = 0x0003
+"""linux/if_ether.h; pyroute2 puts it into network byte order."""
+_HANDLE_OUR_QDISC = 0x6B01
+"""The filter's handle tells whether the qdisc was made for it, and so whether it goes with it."""
+_HANDLE_FOREIGN_QDISC = 0x6B02
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """A device with what of ours is on its way out."""
+
+    index: int
+    name: str
+    programs: tuple[str, ...] = ()
+    """How each is attached, for people."""
+
+
+@contextmanager
+def _routing() -> Iterator[Any]:
+    # Imported here: pyroute2 is some 15 MB, which the agent can do without.
+    from pyroute2 import IPRoute
+
+    with IPRoute() as routing:
+        yield routing
+
+
+def _devices_of(route: Any) -> Iterator[int]:
+    index = route.get_attr("RTA_OIF")
+    if index is not None:
+        yield int(index)
+    for hop in route.get_attr("RTA_MULTIPATH") or ():
+        yield int(hop["oif"])
+
+
+def find_uplinks() -> list[Uplink]:
+    """The devices of every default route in any table, and of the routes to the metadata addresses."""
+    indexes: set[int] = set()
+    with _routing() as routing:
+        for family, address in ((socket.AF_INET, METADATA_IPV4), (socket.AF_INET6, METADATA_IPV6)):
+            for route in routing.get_routes(family=family):
+                if route["dst_len"] == 0:
+                    indexes.update(_devices_of(route))
+            with suppress(Exception):  # pyroute2's NetlinkError: no route to it at all
+                for route in routing.route("get", dst=str(address), family=family):
+                    indexes.update(_devices_of(route))
+    names = dict(socket.if_nameindex())
+    return [Uplink(index, names[index]) for index in sorted(indexes) if index != _LOOPBACK_INDEX and index in names]
+
+
+def find_ours() -> list[Uplink]:
+    """Every device that has a program of ours on its way out, uplink or not."""
+    found = []
+    filters = _our_filters()
+    for index, name in socket.if_nameindex():
+        programs = [f"tcx egress id {identifier}" for identifier in _tcx_programs(index)]
+        programs += [f"clsact egress handle {one.handle:#x}" for one in filters if one.index == index]
+        if programs:
+            found.append(Uplink(index, name, tuple(programs)))
+    return found
+
+
+def attach(program: int) -> None:
+    """Put the program on every uplink, in the place of ours that is there, and take it off other devices."""
+    wanted = {uplink.index for uplink in find_uplinks()}
+    for index in sorted(wanted):
+        try:
+            if _has_tcx(index):
+                _attach_tcx(index, program)
+            else:
+                _attach_filter(index, program)
+        except OSError as error:
+            raise kernel_lacks(f"to attach {UPLINK_HOOK.program} ({error.strerror})") from error
+    _detach(lambda index: index not in wanted)
+
+
+def detach_all() -> None:
+    """Take all of ours off every device."""
+    _detach(lambda _: True)
+
+
+def _detach(from_device: Any) -> None:
+    for index, _ in socket.if_nameindex():
+        if from_device(index):
+            for identifier in _tcx_programs(index):
+                with bpf.closing(bpf.open_program(identifier)) as program, suppress(FileNotFoundError):
+                    bpf.detach(index, program, UPLINK_HOOK.attach_type)
+    for one in _our_filters():
+        if from_device(one.index):
+            _delete_filter(one)
+
+
+# ---- tcx
+
+
+def _has_tcx(index: int) -> bool:
+    try:
+        bpf.attached(index, UPLINK_HOOK.attach_type)
+    except OSError:
+        return False
+    return True
+
+
+def _tcx_programs(index: int) -> list[int]:
+    try:
+        identifiers = bpf.attached(index, UPLINK_HOOK.attach_type)
+    except OSError:
+        return []  # before Linux 6.6, or the device is gone
+    ours = []
+    for identifier in identifiers:
+        with suppress(FileNotFoundError), bpf.closing(bpf.open_program(identifier)) as program:
+            if bpf.program_info(program).name.startswith(PREFIX):
+                ours.append(identifier)
+    return ours
+
+
+def _attach_tcx(index: int, program: int) -> None:
+    with ExitStack() as stack:
+        old = [stack.enter_context(bpf.closing(bpf.open_program(one))) for one in _tcx_programs(index)]
+        if old:
+            bpf.attach(index, program, UPLINK_HOOK.attach_type, replace=old[0], flags=0)
+        else:
+            bpf.attach(index, program, UPLINK_HOOK.attach_type, flags=_F_BEFORE)
+        for superfluous in old[1:]:
+            bpf.detach(index, superfluous, UPLINK_HOOK.attach_type)
+
+
+# ---- clsact
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    index: int
+    handle: int
+
+
+def _our_filters() -> list[_Filter]:
+    found = []
+    with _routing() as routing:
+        for index, _ in socket.if_nameindex():
+            for one in _filters(routing, index, _CLSACT_PARENTS[2]):
+                options = one.get_attr("TCA_OPTIONS")
+                if options is not None and str(options.get_attr("TCA_BPF_NAME") or "").startswith(PREFIX):
+                    found.append(_Filter(index, int(one["handle"])))
+    return found
+
+
+def _filters(routing: Any, index: int, parent: int) -> list[Any]:
+    try:
+        # An entry without a handle describes the chain's priority, not a filter.
+        return [one for one in routing.get_filters(index, parent=parent) if one["handle"]]
+    except Exception as error:  # pyroute2's NetlinkError has no common base with OSError
+        if getattr(error, "code", None) in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
+            return []  # no clsact there, or the device is gone
+        raise
+
+
+def _has_clsact(routing: Any, index: int) -> bool:
+    return any(one.get_attr("TCA_KIND") == "clsact" for one in routing.get_qdiscs(index))
+
+
+def _attach_filter(index: int, program: int) -> None:
+    ours = [one.handle for one in _our_filters() if one.index == index]
+    with _routing() as routing:
+        if ours:
+            handle = ours[0]
+        elif _has_clsact(routing, index):
+            handle = _HANDLE_FOREIGN_QDISC
+        else:
+            handle = _HANDLE_OUR_QDISC
+            routing.tc("add", "clsact", index)
+        routing.tc(
+            "replace-filter",
+            "bpf",
+            index,
+            handle,
+            parent=_CLSACT_EGRESS,
+            prio=_PRIORITY,
+            protocol=_ETH_P_ALL,
+            fd=program,
+            name=UPLINK_HOOK.program,
+            direct_action=True,
+        )
+
+
+def _delete_filter(one: _Filter) -> None:
+    with _routing() as routing:
+        routing.tc(
+            "del-filter",
+            "bpf",
+            one.index,
+            one.handle,
+            parent=_CLSACT_EGRESS,
+            prio=_PRIORITY,
+            protocol=_ETH_P_ALL,
+        )
+        others = [other for parent in _CLSACT_PARENTS for other in _filters(routing, one.index, parent)]
+        if one.handle == _HANDLE_OUR_QDISC and not others:
+            routing.tc("del", "clsact", one.index)
