@@ -10,6 +10,10 @@ A marker is an HTML comment on the line above the fence, so a reader of the site
 ``run``
     Run by bash (``-euo pipefail``) in the page's own folder, which starts as a copy of docs/*.json, with the blocks
     before it on the page already run. Exit status 0 is wanted; ``run exit=1`` wants another one.
+``run node``
+    The same inside the node of a sandbox, as root: with a Kubernetes API (``admin.conf``), STS, instance metadata,
+    ``kiam-server:443`` and certificates of all of them. ``NODE_IP`` is the node's address.
+    A comment ``doctest setup: COMMANDS`` above the marker is run first; it makes what the page takes for given.
 ``output``
     What the ``run`` block above it prints; a line ``...`` stands for any lines, ``…`` for any part of a line.
 ``flags``
@@ -37,6 +41,7 @@ from pathlib import Path
 TESTED_LANGUAGES = frozenset({"bash", "sh", "shell", "console", "yaml", "json"})
 """A block in one of these must have a marker."""
 
+_SETUP = re.compile(r"<!-- doctest setup: (?P<setup>.*?) -->\s*$")
 _MARKER = re.compile(r"<!-- doctest: (?P<marker>.*?) -->\s*$")
 _FENCE = re.compile(r"(?P<indent>\s*)(?P<fence>```+|~~~+)\s*(?P<language>[\w+-]*)")
 
@@ -50,6 +55,7 @@ class Block:
     language: str
     marker: str
     content: str
+    setup: str = ""
 
     @property
     def kind(self) -> str:
@@ -66,19 +72,21 @@ def read_blocks(page: Path) -> Iterator[Block]:
     """The blocks of a Markdown page, in order."""
     lines = page.read_text().splitlines()
     position = 0
-    marker = ""
+    marker = setup = ""
     while position < len(lines):
         line = lines[position]
-        if found := _MARKER.search(line):
+        if found := _SETUP.search(line):
+            setup = found["setup"]
+        elif found := _MARKER.search(line):
             marker = found["marker"]
         elif fence := _FENCE.match(line):
             start = position + 1
             position = next(number for number in range(start, len(lines)) if lines[number].strip() == fence["fence"])
             content = textwrap.dedent("\n".join(lines[start:position])) + "\n"
-            yield Block(page, start, fence["language"], marker, content)
-            marker = ""
+            yield Block(page, start, fence["language"], marker, content, setup)
+            marker = setup = ""
         elif line.strip():
-            marker = ""
+            marker = setup = ""
         position += 1
 
 

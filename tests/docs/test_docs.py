@@ -20,6 +20,7 @@ import yaml
 from kiam.cli import build_parser
 from tests.deploy.chart import manifests
 from tests.docs.blocks import TESTED_LANGUAGES, Block, output_pattern, read_blocks
+from tests.docs.node import DocumentedNode
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,28 +42,20 @@ def test_every_example_says_how_it_is_tested(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.kind == "run" for block in BLOCKS[page])], ids=lambda page: page.name
 )
-def test_commands_do_what_the_page_says(page: Path, tmp_path: Path) -> None:
+def test_commands_do_what_the_page_says(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = tmp_path / "page"
+    folder.mkdir()
     for sample in DOCS.glob("*.json"):
-        shutil.copy(sample, tmp_path)
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "LANG": "C.UTF-8",
-        "COLUMNS": "120",
-    }
+        shutil.copy(sample, folder)
+    node: DocumentedNode | None = None
+    if any(block.marker.startswith("run node") for block in BLOCKS[page]):
+        node = request.getfixturevalue("node")
+        node.furnish(folder)
     printed = ""
     for block in BLOCKS[page]:
         if block.kind == "run":
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block.content],
-                cwd=tmp_path,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            inside = node if block.marker.startswith("run node") else None
+            done = _run(f"{block.setup}\n{block.content}", folder, inside)
             printed = done.stdout
             wanted = int(found[1]) if (found := re.search(r"exit=(\d+)", block.marker)) else 0
             assert done.returncode == wanted, f"{block} exited with {done.returncode}:\n{printed}"
@@ -157,6 +150,29 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def _run(script: str, folder: Path, node: DocumentedNode | None) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "LANG": "C.UTF-8",
+        "COLUMNS": "120",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    if node is not None:
+        command, environment = node.placed(command), {**environment, **node.environment}
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def _kiam_commands(script: str, directory: Path) -> Iterator[list[str]]:
