@@ -61,19 +61,24 @@ def _pod(box: NodeInABox) -> Pod:
 
 
 def _row(clients: int, name: str, runs: dict[str, list[wrk.Run]], server: Process) -> dict[str, Any]:
-    def median(target: str, figure: str) -> float:
-        return float(statistics.median(getattr(run, figure) for run in runs[target]))
+    def median(figure: str) -> float:
+        return float(statistics.median(getattr(run, figure) for run in runs[name]))
+
+    def ratio(figure: str) -> float:
+        # Within a round, so that what else the machine does from round to round cancels out.
+        pairs = zip(runs[name], runs["bare"], strict=True)
+        return round(float(statistics.median(getattr(run, figure) / getattr(bare, figure) for run, bare in pairs)), 3)
 
     return {
         "clients": clients,
         "target": name,
-        "rate_ratio": round(median(name, "rate") / median("bare", "rate"), 3),
-        "p50_ratio": round(median(name, "p50_us") / median("bare", "p50_us"), 3),
-        "cpu_ratio": round(median(name, "cpu_per_thousand") / median("bare", "cpu_per_thousand"), 3),
-        "requests_per_s": round(median(name, "rate")),
-        "p50_us": median(name, "p50_us"),
-        "p99_us": median(name, "p99_us"),
-        "cpu_s_per_1000": round(median(name, "cpu_per_thousand"), 4),
+        "rate_ratio": ratio("rate"),
+        "p50_ratio": ratio("p50_us"),
+        "cpu_ratio": ratio("cpu_per_thousand"),
+        "requests_per_s": round(median("rate")),
+        "p50_us": round(median("p50_us")),
+        "p99_us": round(median("p99_us")),
+        "cpu_s_per_1000": round(median("cpu_per_thousand"), 4),
         "rss_mib": round(server.rss_bytes() / 2**20, 1),
         "failed": sum(run.failed for run in runs[name]),
     }

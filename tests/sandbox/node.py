@@ -224,8 +224,8 @@ class NodeInABox:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What kiam's own processes need to take this box's cgroup for the machine's."""
-        return {"KIAM_EBPF_CGROUP": str(self.cgroup.root)}
+        """Makes kiam's own processes take this box's cgroup for the machine's, and leave a traceback if they crash."""
+        return {"KIAM_EBPF_CGROUP": str(self.cgroup.root), "PYTHONFAULTHANDLER": "1"}
 
     def leftovers(self) -> list[str]:
         """What of this box still exists; after leaving it, nothing should."""

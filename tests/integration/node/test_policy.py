@@ -23,7 +23,8 @@ def event_of(box: NodeInABox, pod: Pod, reason: str, count: int = 1) -> dict[str
         assert len(found) < 2
         return found[0] if found and found[0].get("count", 1) >= count else None
 
-    event = wait_until(find, f"an Event {reason} with count {count} about {pod.name}")
+    # Repeats are written at intervals of 10 s, so that a pod in a loop doesn't flood the API.
+    event = wait_until(find, f"an Event {reason} with count {count} about {pod.name}", timeout=40)
     assert event is not None
     return event
 
