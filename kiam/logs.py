@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -21,11 +21,13 @@ class _LowercaseLevel(JsonFormatter):
 class _TextWithFields(logging.Formatter):
     """Appends the fields of ``extra`` as key=value, so that a text line says as much as a JSON one."""
 
+    _escapes: ClassVar = {code: repr(chr(code))[1:-1] for code in (*range(32), 127, 0x85, 0x2028, 0x2029) if code != 9}
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = [f"{key}={value}" for key, value in vars(record).items() if key not in self._standard]
-        return " ".join([super().formatMessage(record), *fields])
+        # A pod chooses the role it asks for; a line break in it must not look like another line of the log.
+        return " ".join([super().formatMessage(record), *fields]).translate(self._escapes)
 
 
 def configure_logging(level: str, json_log: bool) -> None:

@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from kiam.errors import UserError
 from kiam.grpc_metrics import ServerMetrics
-from kiam.rpc import kiam_pb2_grpc
+from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.authorization import AnyNode, CertifiedNode
 from kiam.server.base_arn import detect_base_arn
 from kiam.server.config import ServerConfig
@@ -55,7 +55,7 @@ class Server:
         self._judge: Judge | None = None
         awaited = [*STORES, STS_ANSWER] if config.role_base_arn else [BASE_ARN, *STORES, STS_ANSWER]
         self._readiness = Readiness(awaited)
-        self._grpc = make_grpc_server(config, ServerMetrics(registry))
+        self._grpc = make_grpc_server(config)
         Counter(
             "kiam_k8s_dropped_pods",
             "Pods lost by prefetching. Always 0: pods wait in the store, not in a buffer.",
@@ -91,7 +91,8 @@ class Server:
             NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
             (BASE_ARN, *STORES),
         )
-        kiam_pb2_grpc.add_KiamServiceServicer_to_server(service, self._grpc)
+        counted = ServerMetrics(self._registry).count(kiam_pb2.DESCRIPTOR.services_by_name["KiamService"], service)
+        kiam_pb2_grpc.add_KiamServiceServicer_to_server(counted, self._grpc)
         self.port = listen(self._grpc, config.bind, self._tls)
         await self._grpc.start()
         log.info("listening on %s (port %d), STS is %s", config.bind, self.port, sts.endpoint)

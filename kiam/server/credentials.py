@@ -130,6 +130,10 @@ class CredentialsManager:
             return None
         return entry.held.message
 
+    def count_hit(self) -> None:
+        """Credentials that :meth:`peek` found were given to a pod."""
+        self._metrics.hits.inc()
+
     def failure(self, identity: Identity) -> CredentialsUnavailableError | None:
         """Why there are no (new) credentials, while STS is left alone after a failure."""
         entry = self._entries.get(identity)
@@ -144,7 +148,7 @@ class CredentialsManager:
         """
         held = self.peek(identity)
         if held is not None:
-            self._metrics.hits.inc()
+            self.count_hit()
             return held
         self._metrics.misses.inc()
         entry = self._entry(identity)
@@ -219,6 +223,11 @@ class CredentialsManager:
                 failure = STSError(type(error).__name__, "internal error, see the server's log")
             else:
                 failure = None
+        if failure is None and issued.expires.timestamp() <= self._now():
+            failure = STSError(
+                "Expired",
+                f"STS gave credentials that expired at {format_time(issued.expires)}; is the server's clock right?",
+            )
         if failure is None:
             self._take(entry, issued)
         else:

@@ -9,7 +9,6 @@ import grpc
 from grpc import aio
 
 from kiam.errors import UserError
-from kiam.grpc_metrics import ServerMetrics
 from kiam.server.config import ServerConfig
 from kiam.telemetry import parse_listen_address
 from kiam.tls import TLSMaterial
@@ -22,9 +21,9 @@ PENDING, MOST_PENDING = 10_000, 20_000
 and then it refuses at random."""
 
 
-def make_grpc_server(config: ServerConfig, metrics: ServerMetrics) -> aio.Server:
+def make_grpc_server(config: ServerConfig) -> aio.Server:
     """A server that is not listening yet."""
-    return aio.server(interceptors=[metrics], options=_options(config))
+    return aio.server(options=_options(config))
 
 
 def listen(server: aio.Server, bind: str, tls: TLSReloader) -> int:

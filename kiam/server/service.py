@@ -19,7 +19,7 @@ from kiam.server.credentials import CredentialsManager, CredentialsUnavailableEr
 from kiam.server.demand import Judge
 from kiam.server.events import EventRecorder
 from kiam.server.objects import Pod
-from kiam.server.policy import forbidden_message
+from kiam.server.policy import Decision, forbidden_message
 from kiam.server.readiness import Readiness
 from kiam.server.store import MultiplePodsError, NamespaceStore, PodStore
 from kiam.server.waiting import Waiting
@@ -31,6 +31,7 @@ Context = aio.ServicerContext[Any, Any]
 
 LONGEST_HOLD = 5.0
 """Seconds a call is held that brings no deadline: the conventional agent's budget for a pod's request."""
+LONGEST_HOLD_WITH_DEADLINE = 60.0
 DEADLINE_MARGIN = 0.1
 """A held call is answered so many seconds (a tenth of what is left, if that is less) before its deadline: the caller
 then gets the reason, not its own DEADLINE_EXCEEDED."""
@@ -80,7 +81,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
 
     async def GetPodRole(self, request: kiam_pb2.GetPodRoleRequest, context: Context) -> kiam_pb2.Role:
         """The role the pod at an address is annotated with; empty if it isn't."""
-        pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, _hold_until(context))
+        pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, _Hold(context))
         return kiam_pb2.Role(name=pod.role)
 
     async def GetPodCredentials(
@@ -94,33 +95,29 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"role is longer than {LONGEST_ROLE} characters" if role else EMPTY_ROLE,
             )
-        hold_until = _hold_until(context)
-        pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold_until)
-        judge = self._judge()
-        while pod.role and not judge.knows_namespace(pod):
-            if not await self.arrivals.wait(f"ns/{pod.namespace}", hold_until - time.monotonic()):
-                break
-            # The address may have passed to another pod in the meantime.
-            pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold_until)
-        decision = judge.decide(pod, role)
-        if not decision.allowed:
-            log.warning(
-                "pod denied by policy: %s",
-                decision.explanation,
-                extra={"pod": f"{pod.namespace}/{pod.name}", "requested": role},
-            )
-            self._events.record(pod, "KiamRoleForbidden", forbidden_message(role, decision))
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN)
-        try:
-            return await self._credentials.get(judge.identity(pod))
-        except CredentialsUnavailableError as error:
-            self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
-            await _abort(
-                context,
-                grpc.StatusCode.UNAVAILABLE,
-                str(error),
-                ((RETRY_AFTER, str(math.ceil(error.retry_after))),),
-            )
+        hold = _Hold(context)
+        while True:
+            pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
+            judge = self._judge()
+            unknown = pod.role and not judge.knows_namespace(pod)
+            if unknown and await self.arrivals.wait(f"ns/{pod.namespace}", hold.left()):
+                continue
+            decision = judge.decide(pod, role)
+            if not decision.allowed:
+                await self._refuse(pod, role, decision, context)
+            identity = judge.identity(pod)
+            held = self._credentials.peek(identity)
+            if held is not None:
+                self._credentials.count_hit()
+                return held
+            try:
+                await self._credentials.get(identity)
+            except CredentialsUnavailableError as error:
+                self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
+                trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
+            # The attack stopped: while STS took its time, the address may have passed to another pod, or the permission
+            # been withdrawn. So everything is looked at again before the credentials, now held, go out.
 
     async def WatchNode(
         self, request: kiam_pb2.WatchNodeRequest, context: Context
@@ -153,6 +150,15 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self.arrivals.tell_all()
         self._streams.end_all()
 
+    async def _refuse(self, pod: Pod, role: str, decision: Decision, context: Context) -> NoReturn:
+        log.warning(
+            "pod denied by policy: %s",
+            decision.explanation,
+            extra={"pod": f"{pod.namespace}/{pod.name}", "requested": role},
+        )
+        self._events.record(pod, "KiamRoleForbidden", forbidden_message(role, decision))
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN)
+
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None and len(self.arrivals):
             for address in new.addresses:
@@ -177,7 +183,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             )
         return node_name, ""
 
-    async def _find(self, ip: str, context: Context, not_found: str, hold_until: float) -> Pod:
+    async def _find(self, ip: str, context: Context, not_found: str, hold: _Hold) -> Pod:
         """The pod at an address, held until there is one."""
         nodes = self._authorization.nodes(context)
         address = ip
@@ -195,7 +201,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                 if address != ip:
                     continue
             key = "ready" if waits else address
-            held = not self._readiness.stopping and await self.arrivals.wait(key, hold_until - time.monotonic())
+            held = not self._readiness.stopping and await self.arrivals.wait(key, hold.left())
             if not held:
                 if waits or self._readiness.stopping:
                     await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
@@ -209,12 +215,25 @@ async def _canonical(ip: str, context: Context) -> str:
         await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
-def _hold_until(context: Context) -> float:
-    """Monotonic time until which a call may be held."""
-    left = context.time_remaining()
-    if left is None:
-        return time.monotonic() + LONGEST_HOLD
-    return time.monotonic() + min(left - min(DEADLINE_MARGIN, left / 10), 60.0)
+class _Hold:
+    """How long a call may be held, worked out when it first has to be."""
+
+    __slots__ = ("_context", "_until")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._until: float | None = None
+
+    def left(self) -> float:
+        """Seconds from now; not above 0: no longer."""
+        now = time.monotonic()
+        if self._until is None:
+            remaining = self._context.time_remaining()
+            if remaining is None:
+                self._until = now + LONGEST_HOLD
+            else:
+                self._until = now + min(remaining - min(DEADLINE_MARGIN, remaining / 10), LONGEST_HOLD_WITH_DEADLINE)
+        return self._until - now
 
 
 async def _abort(

@@ -255,6 +255,14 @@ async def test_failed_renewal_leaves_what_is_held_in_use(monkeypatch: pytest.Mon
         assert str(bench.manager.failure(identity())) == "Throttling: Rate exceeded"
 
 
+async def test_credentials_that_come_expired_are_a_failure() -> None:
+    async with running() as bench:
+        bench.sts.lifetime = timedelta(seconds=-1)
+        with pytest.raises(CredentialsUnavailableError, match=r"^Expired: .*is the server's clock right"):
+            await bench.manager.get(identity())
+        assert len(bench.sts.calls) == 1
+
+
 async def test_unforeseen_error_is_told_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     async with running() as bench:
         bench.sts.error = RuntimeError("with something secret")
