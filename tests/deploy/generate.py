@@ -86,7 +86,7 @@ def _values(dataplane: str) -> Values:
         at("server.tlsCerts", files | {"certFileName": "server.pem", "keyFileName": "server-key.pem"}),
         at("server.deployment.enabled", True),
         at("server.useHostNetwork", True),
-        at("server.service.targetPort", 9610),
+        at("server.service", {"port": 9610, "targetPort": 9610}),
         at("server.sslCertHostPath", ""),
         at("server.image.pullPolicy", "IfNotPresent"),
     )

@@ -14,7 +14,7 @@ from tests.deploy.chart import ROOT, Manifest, containers, identity
 from tests.deploy.generate import DATAPLANES, MANIFESTS, README, TABLE_BEGINS, parameters, plain_manifests, readme
 from tests.deploy.test_commands import commands, parsed
 
-TOO_OLD = "kubectl is not installed: it is what builds a kustomization"
+NEEDS_KUBECTL = "kubectl is not installed: it is what builds a kustomization"
 
 
 def test_the_readmes_table_is_the_values_files() -> None:
@@ -47,6 +47,18 @@ def test_the_plain_manifests_can_be_started(dataplane: str, tmp_path: Path) -> N
         kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_agents_connect_where_the_server_listens(dataplane: str, tmp_path: Path) -> None:
+    objects = documents(f"agent-{dataplane}/agent.yaml", "server/server.yaml")
+    lines = [parsed(line, tmp_path) for o in objects for container in containers(o) for line in commands(container)]
+    (agent,) = [line for line in lines if line.command == "agent"]
+    (server,) = [line for line in lines if line.command == "server"]
+    (service,) = [o for o in objects if o["kind"] == "Service" and o["metadata"]["name"] == "kiam-server"]
+    assert service["spec"]["clusterIP"] == "None"  # a name of all servers' addresses, and nothing that translates ports
+    assert agent.server_address.partition(":")[0] == "kiam-server"
+    assert agent.server_address.partition(":")[2] == server.bind.partition(":")[2] == "9610"
+
+
 def test_the_plain_manifests_hold_no_secret() -> None:
     assert not [
         manifest for path in plain_manifests() for manifest in documents(str(path)) if manifest["kind"] == "Secret"
@@ -64,7 +76,7 @@ def test_the_plain_manifests_use_the_documents_secrets() -> None:
         assert f"--cert=/etc/kiam/tls/{cert}" in pod["containers"][0]["args"]
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason=TOO_OLD)
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason=NEEDS_KUBECTL)
 @pytest.mark.parametrize("folder", [".", "server", *(f"agent-{dataplane}" for dataplane in DATAPLANES)])
 def test_the_kustomizations_build(folder: str) -> None:
     built = subprocess.run(
