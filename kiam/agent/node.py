@@ -151,14 +151,14 @@ class NodeIdentities:
 
     def role_now(self, address: str) -> bytes | None:
         """From memory, if it may answer."""
-        return self._state.role_at(address) if self._may_answer(address) else None
+        return self._count(self._state.role_at(address)) if self._may_answer(address) else None
 
     def credentials_now(self, address: str, role: str) -> bytes | None:
         """From memory, if it may answer."""
         if not self._may_answer(address):
             return None
         try:
-            return self._state.credentials_at(address, role)
+            return self._count(self._state.credentials_at(address, role))
         except Forbidden:
             self._report(address, role)
             raise
@@ -198,10 +198,12 @@ class NodeIdentities:
         self._ways.catch_up()
         if self._link is Link.LIVE:
             return address not in self._suspects
-        if monotonic() < self._alone_until and self._ways.is_bound(address):
+        return monotonic() < self._alone_until and self._ways.is_bound(address)
+
+    def _count(self, body: bytes | None) -> bytes | None:
+        if body is not None and self._link is Link.ALONE:
             self._metrics.outage_answers.inc()
-            return True
-        return False
+        return body
 
     async def _wait(
         self,

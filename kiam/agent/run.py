@@ -136,7 +136,7 @@ async def _may_take_over(settings: AgentSettings, settled: asyncio.Event, stop: 
 async def _serve(settings: AgentSettings, handlers: Handlers, metrics: AgentMetrics, stop: asyncio.Event) -> None:
     """Serve the port until told to stop, then hand over: no new connections, the open ones answered and closed."""
     loop = asyncio.get_running_loop()
-    pods = PodServer(handlers, settings.limits, metrics)
+    pods = PodServer(handlers, settings.limits, metrics, handlers.at_once)
     sock = listen(settings.port)
     server = await loop.create_server(pods, sock=sock)
     _set_ready(settings.ready_file, True)

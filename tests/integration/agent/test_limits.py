@@ -108,7 +108,7 @@ async def bench() -> AsyncIterator[Bench]:
     async with InstanceMetadata(url, timeout=1.0) as service:
         passing_on = PassingOn(service, RouteFilter("^/latest/meta-data/(instance-id|slow|big)$"), LIMITS, 1.0)
         handlers = Handlers(held, passing_on, service, metrics, LIMITS, allow_ip_query=False)
-        pods = PodServer(handlers, LIMITS, metrics)
+        pods = PodServer(handlers, LIMITS, metrics, handlers.at_once)
         server = await loop.create_server(pods, "127.0.0.1", 0)
         made = Bench(server.sockets[0].getsockname()[1], held, handlers, pods, seen)
         answering.append(made)
