@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from kiam.dataplane import HostNetwork, WantedState
 from kiam.errors import UserError
 
 T = TypeVar("T")
@@ -184,26 +185,46 @@ def named_cgroup(root: Path, name: str) -> Cgroup:
     return Cgroup.at(path, root)
 
 
+def _host_cgroup_namespace() -> Path:
+    # Any process of the host's will do. One with capabilities that this one hasn't, the first perhaps, is unreadable.
+    pids = sorted(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+    for pid in pids:
+        namespace = Path(f"/proc/{pid}/ns/cgroup")
+        if _inode(namespace) == HOST_CGROUP_NAMESPACE_INODE:
+            return namespace
+    raise UserError(
+        "this container has a cgroup namespace of its own, in which the kernel finds no other pod's cgroup: set "
+        "hostPID: true and add the capability SYS_PTRACE to it, or run 'kiam dataplane install' on the node itself"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HostPods:
+    """How pods on the host network are told from the host's own processes."""
+
+    pods: tuple[Cgroup, ...] = ()
+    """Kubelet's cgroups, with every pod below them; empty where such pods are treated as the host is."""
+    agent: Cgroup | None = None
+    """What is below this one reaches the real service all the same."""
+
+
+def find_host_pods(wanted: WantedState) -> HostPods:
+    """What the wanted state's ``host_network`` means on this node. Raises UserError."""
+    if wanted.host_network is HostNetwork.IGNORE:
+        return HostPods()
+    root = find_cgroup2_root()
+    agent = own_pod_cgroup(root) if wanted.agent_cgroup is None else named_cgroup(root, wanted.agent_cgroup)
+    return HostPods(require_pod_cgroups(root), agent)
+
+
 def _enter_host_cgroup_namespace() -> None:
-    namespace = Path("/proc/1/ns/cgroup")
-    try:
-        if namespace.stat().st_ino != HOST_CGROUP_NAMESPACE_INODE:
+    with _host_cgroup_namespace().open("rb") as handle:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(handle.fileno(), CLONE_NEWCGROUP):
+            error = os.strerror(ctypes.get_errno())
             raise UserError(
-                "this container has a cgroup namespace of its own, in which the kernel finds no other pod's cgroup: "
-                "set hostPID: true for it, or run 'kiam dataplane install' on the node itself"
+                f"can't enter the host's cgroup namespace ({error}): the container needs the capability SYS_ADMIN"
             )
-        with namespace.open("rb") as handle:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.setns(handle.fileno(), CLONE_NEWCGROUP):
-                error = ctypes.get_errno()
-                raise UserError(
-                    f"can't enter the host's cgroup namespace ({os.strerror(error)}): "
-                    "the container needs the capability SYS_ADMIN"
-                )
-    except OSError as error:
-        raise UserError(
-            f"can't read {namespace} ({error.strerror}): the container needs the capability SYS_PTRACE"
-        ) from error
 
 
 def in_host_cgroup_namespace(work: Callable[[], T]) -> T:

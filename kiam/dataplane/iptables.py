@@ -20,13 +20,7 @@ from kiam.dataplane import (
     WantedState,
 )
 from kiam.dataplane.addresses import check_addresses, is_local
-from kiam.dataplane.cgroups import (
-    find_cgroup2_root,
-    in_host_cgroup_namespace,
-    named_cgroup,
-    own_pod_cgroup,
-    require_pod_cgroups,
-)
+from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.iptables_programs import (
     Programs,
     RulesChangedError,
@@ -38,7 +32,6 @@ from kiam.dataplane.iptables_programs import (
 )
 from kiam.dataplane.iptables_rules import (
     TABLES,
-    HostPods,
     drops_counted,
     found_lines,
     install_script,
@@ -58,14 +51,6 @@ _BACKENDS = (IptablesBackend.NFT, IptablesBackend.LEGACY)
 
 def _families() -> tuple[bool, ...]:
     return (False, True) if has_ipv6() else (False,)
-
-
-def _find_host_pods(wanted: WantedState) -> HostPods:
-    if wanted.host_network is HostNetwork.IGNORE:
-        return HostPods()
-    root = find_cgroup2_root()
-    agent = named_cgroup(root, wanted.agent_cgroup) if wanted.agent_cgroup is not None else own_pod_cgroup(root)
-    return HostPods(tuple(pods.name for pods in require_pod_cgroups(root)), agent.name if agent else None)
 
 
 def _retry_when_rules_change(work: Callable[[], None]) -> None:
@@ -106,7 +91,7 @@ class IptablesDataplane:
         """Bring the rules to the wanted state, in the chosen backend, and take ours out of the other one."""
         check_addresses(wanted)
         backend = self._backend(wanted)
-        host_pods = _find_host_pods(wanted)
+        host_pods = find_host_pods(wanted)
 
         def install() -> None:
             for ipv6 in _families():
@@ -132,7 +117,7 @@ class IptablesDataplane:
     def inspect(self, wanted: WantedState | None = None) -> Inspection:
         """Compare both backends with the wanted state."""
         backend = None if wanted is None else self._backend(wanted)
-        host_pods = HostPods() if wanted is None else _find_host_pods(wanted)
+        host_pods = HostPods() if wanted is None else find_host_pods(wanted)
         found: list[str] = []
         problems: list[str] = []
         anything = False

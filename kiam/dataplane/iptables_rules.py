@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, METADATA_PORT, HostNetwork, InterfacePattern, WantedState
+from kiam.dataplane.cgroups import HostPods
 from kiam.dataplane.xtables import Packet, Rule, Ruleset, Table, takers
 
 PREFIX = "KIAM-"
@@ -34,14 +35,6 @@ CLOSED_PORT = 1
 
 TABLES = ("mangle", "nat")
 """In the order of installing: pods are kept from the real service before they are led to the agent."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostPods:
-    """How host-network pods are told from the host: cgroups, as paths from the cgroup2 root."""
-
-    pods: tuple[str, ...] = ()
-    agent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +93,15 @@ def _loopback_passes(chain: str, interface: InterfacePattern) -> tuple[Rule, ...
 
 
 def _from_pod_pods(cgroups: HostPods, chain: str, match: Sequence[str]) -> tuple[Rule, ...]:
-    return tuple(Rule(chain, (*match, "-m", "cgroup", "--path", path, "-j", HOST_NETWORK)) for path in cgroups.pods)
+    return tuple(
+        Rule(chain, (*match, "-m", "cgroup", "--path", pods.name, "-j", HOST_NETWORK)) for pods in cgroups.pods
+    )
 
 
 def _agent_passes(cgroups: HostPods) -> tuple[Rule, ...]:
     if cgroups.agent is None:
         return ()
-    return (Rule(HOST_NETWORK, ("-m", "cgroup", "--path", cgroups.agent, "-j", "RETURN")),)
+    return (Rule(HOST_NETWORK, ("-m", "cgroup", "--path", cgroups.agent.name, "-j", "RETURN")),)
 
 
 def nat_rules(wanted: WantedState, host_pods: HostPods, ipv6: bool) -> TableRules:

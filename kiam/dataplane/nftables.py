@@ -12,19 +12,12 @@ from typing import Any
 
 from kiam.dataplane import Condition, Counters, HostNetwork, Inspection, WantedState
 from kiam.dataplane.addresses import check_addresses
-from kiam.dataplane.cgroups import (
-    find_cgroup2_root,
-    in_host_cgroup_namespace,
-    named_cgroup,
-    own_pod_cgroup,
-    require_pod_cgroups,
-)
+from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.nftables_rules import (
     DROP_REASONS,
     FAMILY,
     REDIRECTS,
     TABLE,
-    HostPods,
     Json,
     Transaction,
     differences,
@@ -74,14 +67,6 @@ def failure(said: str) -> UserError:
     return UserError(f"nftables refused the rules: {line}")
 
 
-def _find_host_pods(wanted: WantedState) -> HostPods:
-    if wanted.host_network is HostNetwork.IGNORE:
-        return HostPods()
-    root = find_cgroup2_root()
-    agent = named_cgroup(root, wanted.agent_cgroup) if wanted.agent_cgroup is not None else own_pod_cgroup(root)
-    return HostPods(require_pod_cgroups(root), agent)
-
-
 def _list_table() -> Json | None:
     """Our table with all in it; None where there is none."""
     status, output, said = _context().json_cmd({"nftables": [_LIST]})
@@ -111,7 +96,7 @@ class NftablesDataplane:
     def install(self, wanted: WantedState) -> None:
         """Bring the table to the wanted state, in one transaction; nothing is written if it is there already."""
         check_addresses(wanted)
-        host_pods = _find_host_pods(wanted)
+        host_pods = find_host_pods(wanted)
         chains = wanted_chains(wanted, host_pods)
 
         def install() -> None:
@@ -140,7 +125,7 @@ class NftablesDataplane:
         found = _list_text()
         if wanted is None:
             return Inspection(Condition.INSTALLED, found)
-        chains = wanted_chains(wanted, _find_host_pods(wanted))
+        chains = wanted_chains(wanted, find_host_pods(wanted))
         problems = differences(chains, read_listing(listing), read_counters(listing))
         return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, found, tuple(problems))
 

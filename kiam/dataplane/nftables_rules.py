@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, METADATA_PORT, HostNetwork, InterfacePattern, WantedState
-from kiam.dataplane.cgroups import Cgroup
+from kiam.dataplane.cgroups import Cgroup, HostPods
 
 Json = dict[str, Any]
 
@@ -80,14 +80,6 @@ class NftChain:
     def properties(self) -> Json:
         """What can't be changed without deleting the chain."""
         return {"type": self.kind, "hook": self.hook, "prio": self.priority, "policy": "accept"}
-
-
-@dataclass(frozen=True, slots=True)
-class HostPods:
-    """How host-network pods are told from the host."""
-
-    pods: tuple[Cgroup, ...] = ()
-    agent: Cgroup | None = None
 
 
 def _match(left: Json, right: Any, text: str, operator: str = "==") -> Part:

@@ -5,6 +5,7 @@ Serial, because the kubepods cgroups of tests that run at the same time come and
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from kiam.dataplane import HostNetwork
 from kiam.errors import UserError
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.world import METADATA, METADATA6, Client, World
+from tests.sandbox.netns import NODE_IPV4
 
 pytestmark = pytest.mark.serial
 
@@ -89,3 +91,23 @@ def test_going_back_to_ignore_lets_them_through_again(plane: Plane, world: World
 def test_an_agent_cgroup_that_is_not_there_is_refused(plane: Plane) -> None:
     with pytest.raises(UserError, match="no cgroup 'kubepods/no-such'"):
         plane.install(plane.but(host_network=HostNetwork.DENY, agent_cgroup="kubepods/no-such"))
+
+
+@pytest.mark.parametrize("kind", ["iptables", "nftables"])
+def test_an_init_container_lets_its_own_pod_through_though_it_has_a_cgroup_namespace_of_its_own(
+    world: World, host_pods: dict[str, Client], agent_client: Client, kind: str
+) -> None:
+    # As in a container on a cgroup2 node: its own cgroup is "/" to it, and the host's tree is mounted from the host.
+    container = world.agent_pod / "container"
+    container.mkdir(exist_ok=True)
+    kiam = (sys.executable, "-m", "kiam", "dataplane")
+    flags = (f"--host={NODE_IPV4}", "--port=8181", "--host-interface=cali+", "--host-network=deny")
+    try:
+        install = ("unshare", "--cgroup", *kiam, "install", f"--dataplane={kind}", *flags)
+        world.node.run(*install, cgroup=container)
+        assert "error" in host_pods["burstable"].ask("try_connect", METADATA, 80)
+        assert agent_client.do("who", METADATA)["service"] == "real"
+        again = world.node.run("unshare", "--cgroup", *kiam, "status", f"--dataplane={kind}", *flags, cgroup=container)
+        assert "installed" in again.stdout
+    finally:
+        world.node.run(*kiam, "remove", f"--dataplane={kind}")

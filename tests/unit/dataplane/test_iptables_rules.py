@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend, WantedState
+from kiam.dataplane.cgroups import Cgroup, HostPods
 from kiam.dataplane.iptables_programs import choose_backend, failure
 from kiam.dataplane.iptables_rules import (
     FROM_METADATA,
@@ -16,7 +18,6 @@ from kiam.dataplane.iptables_rules import (
     INSTALLED,
     TABLES,
     TO_METADATA,
-    HostPods,
     documented_command,
     install_script,
     made_by_us,
@@ -34,7 +35,10 @@ HOST6 = IPv6Address("2001:db8::1")
 CALI = InterfacePattern.parse("cali+")
 WANTED = WantedState(HOST, 8181, CALI)
 NOBODY = HostPods()
-PODS = HostPods(("kubepods.slice",), "kubepods.slice/kubepods-podx.slice")
+PODS = HostPods(
+    (Cgroup(Path("/cgroup/kubepods.slice"), "kubepods.slice", 42),),
+    Cgroup(Path("/cgroup/kubepods.slice/podx"), "kubepods.slice/podx", 43),
+)
 
 STATES = st.builds(
     WantedState,

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
-from kiam.dataplane.cgroups import Cgroup
+from kiam.dataplane.cgroups import Cgroup, HostPods
 from kiam.dataplane.nftables import failure
 from kiam.dataplane.nftables_rules import (
     COUNTERS,
-    HostPods,
     ListedChain,
     differences,
     install_transaction,
