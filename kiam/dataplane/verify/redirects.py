@@ -70,6 +70,8 @@ def _nat_prerouting(table: Table) -> list[Chain]:
 def _concerns(rule: Rule, wanted: WantedState) -> bool:
     if rule.to_address == wanted.host_address and rule.to_port == wanted.port:
         return True
+    if rule.action is Action.DNAT and rule.to_address != wanted.host_address and rule.to_port != wanted.port:
+        return False  # somebody else's; precedence tells whether it is in the way
     return any(
         isinstance(condition, DestinationIn)
         and not condition.negated

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 from kiam.dataplane import InterfacePattern, WantedState
@@ -66,6 +67,11 @@ class Listener:
         class Server(ThreadingHTTPServer):
             address_family = 10 if ":" in address else 2
             daemon_threads = True
+
+            def server_bind(self) -> None:
+                # HTTPServer's own looks its host's name up, which takes seconds in a namespace without DNS.
+                TCPServer.server_bind(self)
+                self.server_name, self.server_port = address, port
 
         self._server: ThreadingHTTPServer = netns.call(Server, (address, port), handler)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

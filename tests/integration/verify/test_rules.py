@@ -157,9 +157,7 @@ TAKERS = {
     ),
     "not tracked": ("iptables-nft -t raw -A PREROUTING -d 169.254.169.254/32 -j NOTRACK",),
     "dropped early": ("iptables-nft -t mangle -A PREROUTING -d 169.254.0.0/16 -j DROP",),
-    "the other backend": (
-        "iptables-legacy -t mangle -A PREROUTING -i cali+ -p tcp --dport 80 -j DROP",
-    ),
+    "the other backend": ("iptables-legacy -t mangle -A PREROUTING -i cali+ -p tcp --dport 80 -j DROP",),
     "nft before dstnat": (
         "nft 'add table ip mine; add chain ip mine pre { type nat hook prerouting priority -110; }; "
         "add rule ip mine pre ip daddr 169.254.169.254 tcp dport 80 dnat to 192.0.2.99:80'",
@@ -204,23 +202,26 @@ def test_a_rule_that_only_sometimes_matches_is_a_warning(site: Site) -> None:
     assert amiss(mended(site, line)) == []
 
 
+FIREWALLS = {
+    "a policy": ("iptables-nft -P INPUT DROP",),
+    "a rule": ("iptables-nft -A INPUT -p tcp --dport 8181 -j REJECT",),
+    "a chain": ("iptables-nft -N INNER", "iptables-nft -A INNER -j DROP", "iptables-nft -A INPUT -i cali+ -j INNER"),
+    "nftables": (
+        "nft 'add table inet fw; add chain inet fw input { type filter hook input priority 0; policy drop; }'",
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "commands",
-    [
-        ("iptables-nft -P INPUT DROP",),
-        ("iptables-nft -A INPUT -p tcp --dport 8181 -j REJECT",),
-        ("iptables-nft -N INNER", "iptables-nft -A INNER -j DROP", "iptables-nft -A INPUT -i cali+ -j INNER"),
-        ("nft 'add table inet fw; add chain inet fw input { type filter hook input priority 0; policy drop; }'",),
-    ],
+    ("what", "dataplane"), [*((what, "none") for what in FIREWALLS), ("a chain", "nftables"), ("a rule", "ebpf")]
 )
-@pytest.mark.parametrize("dataplane", ["none", "nftables", "ebpf"])
-def test_a_firewall_of_the_host_is_seen_and_opened(site: Site, commands: tuple[str, ...], dataplane: str) -> None:
+def test_a_firewall_of_the_host_is_seen_and_opened(site: Site, what: str, dataplane: str) -> None:
     if dataplane == "none":
         site.by_hand()
     else:
         site.install(dataplane)
     try:
-        for command in commands:
+        for command in FIREWALLS[what]:
             site.shell(command)
         (line,) = amiss(site.verify(dataplane))
         assert (line.check, line.status) == ("host firewall", Status.FAIL)

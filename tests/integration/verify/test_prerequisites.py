@@ -1,0 +1,148 @@
+"""What the node lacks, and what the node has that it shouldn't have."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from kiam.dataplane.ebpf import bpf
+from kiam.dataplane.verify.results import Status
+from tests.integration.verify.site import KIAM, Site
+
+PROG_TYPE_CGROUP_SOCK_ADDR = 18
+BPF_PROG_LOAD = 5
+
+
+def test_switched_off_forwarding_is_seen_and_mended(site: Site) -> None:
+    site.node.sysctl(ipv4__ip_forward=0)
+    line = site.verify().one("forwarding")
+    assert line.status is Status.WARN
+    site.shell(line.mend)
+    assert site.verify().one("forwarding").status is Status.PASS
+
+
+def test_a_missing_agent_is_seen(site: Site) -> None:
+    site.stop_agent()
+    line = site.verify().one("agent")
+    assert line.status is Status.FAIL
+    assert "192.0.2.10:8181: Connection refused" in line.seen
+    assert "daemonset/kiam-agent" in line.mend
+    site.start_agent()
+    assert site.verify().one("agent").status is Status.PASS
+
+
+def test_something_else_on_the_agents_port_is_seen(site: Site) -> None:
+    line = site.verify(port=22 + 8159, host_address=site.wanted.host_address).one("agent")
+    assert line.status is Status.PASS
+    site.stop_agent()
+    from tests.integration.verify.site import AGENT_PORT, Listener, RealService
+
+    other = Listener(site.node, "0.0.0.0", AGENT_PORT, RealService)
+    try:
+        line = site.verify().one("agent")
+    finally:
+        other.close()
+    assert line.status is Status.FAIL
+    assert "no kiam agent" in line.seen
+    site.shell(line.mend)
+
+
+def test_an_unreachable_metadata_service_is_seen_and_mended(site: Site) -> None:
+    site.node.ip("route add unreachable 169.254.169.254/32")
+    try:
+        line = site.verify().one("instance metadata")
+        assert line.status is Status.WARN
+        assert "host" in line.seen
+        site.shell(line.mend)
+        assert site.verify().one("instance metadata").status is Status.PASS
+    finally:
+        site.node.run("ip", "route", "flush", "169.254.169.254/32")
+
+
+def test_an_agents_port_nobody_may_use_is_one_line(site: Site) -> None:
+    done = site.node.run(*site.command_line("--pod-netns=/nowhere"), check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "kiam dataplane: --pod-netns: nothing at '/nowhere'; give a path such as /proc/<pid>/ns/net"
+    ]
+
+
+def test_bpffs_is_found_and_its_mend_mounts_it() -> None:
+    # In a mount namespace of its own: the machine's mounts stay as they are.
+    script = (
+        "from kiam.dataplane.verify.prerequisites import check_bpf_filesystem as check\n"
+        "import os, subprocess\n"
+        "subprocess.run(['umount', '--all', '-t', 'bpf'])\n"
+        "before = check()\n"
+        "subprocess.run(before.mend, shell=True, check=True)\n"
+        "print(before.status, check().status)\n"
+    )
+    python = str(Path(KIAM).with_name("python"))
+    done = subprocess.run(["unshare", "--mount", python, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SKIP", "PASS"]
+
+
+def test_cgroup2_that_is_not_mounted_is_seen_and_its_mend_mounts_it() -> None:
+    script = (
+        "from ipaddress import IPv4Address\n"
+        "import subprocess\n"
+        "from kiam.dataplane import InterfacePattern, WantedState\n"
+        "from kiam.dataplane.verify.prerequisites import check_cgroup2\n"
+        "wanted = WantedState(IPv4Address('192.0.2.10'), 8181, InterfacePattern.parse('cali+'))\n"
+        "subprocess.run(['umount', '--all', '-t', 'cgroup2'])\n"
+        "before = check_cgroup2(wanted, 'ebpf')\n"
+        "print(before.status, check_cgroup2(wanted, 'nftables').status)\n"
+        "subprocess.run('mount -t tmpfs none /sys/fs/cgroup && ' + before.mend, shell=True, check=True)\n"
+        "print(check_cgroup2(wanted, 'ebpf').status)\n"
+    )
+    python = str(Path(KIAM).with_name("python"))
+    done = subprocess.run(["unshare", "--mount", python, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["FAIL", "SKIP", "PASS"]
+
+
+@contextmanager
+def foreign_program(cgroup: Path, name: bytes = b"somebody") -> Iterator[None]:
+    """A program that lets every connection be, on connect4."""
+    code = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 1; exit
+    instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
+    attributes = struct.pack(
+        "=IIQQIIQII16sII",
+        *(PROG_TYPE_CGROUP_SOCK_ADDR, 2, ctypes.addressof(instructions), ctypes.addressof(licence), 0, 0, 0, 0, 0),
+        *(name, 0, 10),
+    )
+    with (
+        bpf.closing(bpf.bpf(BPF_PROG_LOAD, attributes)) as program,
+        bpf.closing(os.open(cgroup, os.O_RDONLY)) as target,
+    ):
+        bpf.attach(target, program, 10)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                bpf.detach(target, program, 10)
+
+
+@pytest.mark.parametrize("where", [".", "kubepods"])
+def test_an_ebpf_program_of_somebody_else_is_seen_and_detached(site: Site, where: str) -> None:
+    with foreign_program(site.cgroups.root / where):
+        line = site.verify().one("eBPF programs")
+        assert line.status is Status.WARN
+        assert "somebody" in line.seen
+        assert "connect4" in line.seen
+        site.shell(line.mend)
+        assert site.verify().one("eBPF programs").status is Status.PASS
+
+
+def test_ciliums_load_balancer_is_known_by_name_and_not_detached(site: Site) -> None:
+    with foreign_program(site.cgroups.root, b"cil_sock4_conne"):
+        line = site.verify().one("eBPF programs")
+    assert line.status is Status.WARN
+    assert "Cilium" in line.seen
+    assert "detach" not in line.mend
