@@ -87,6 +87,7 @@ def _values(dataplane: str) -> Values:
         at("server.deployment.enabled", True),
         at("server.useHostNetwork", True),
         at("server.service", {"port": 9610, "targetPort": 9610}),
+        at("server.prometheus.port", 9621),  # the agent beside it has 9620 of the same host
         at("server.sslCertHostPath", ""),
         at("server.image.pullPolicy", "IfNotPresent"),
     )

@@ -261,6 +261,7 @@ def test_the_notes_tell_two_steps() -> None:
         ),
         (at("agent.tlsSecret", None), "the\n  two will refuse each other"),
         (at("server.nodeAuthorization", True), "all agents share one"),
+        (at("server.useHostNetwork", True), "both want port 9620 of the host"),
         (at("server.service.targetPort", 9610), "agents connect to port 443 and servers listen on 9610"),
     ],
 )
