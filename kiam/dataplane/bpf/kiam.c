@@ -24,10 +24,17 @@
 #define SOCK_STREAM 1
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
-#define IP4_PROTOCOL 9 // offset in the header, RFC 791
+#define IP4_LENGTH 2 // offset in the header, RFC 791
+#define IP4_FRAGMENT 6
+#define IP4_FRAGMENT_MASK 0x3FFF // more fragments, or an offset
+#define IP4_PROTOCOL 9
 #define IP4_DESTINATION 16
-#define IP6_NEXT_HEADER 6 // RFC 8200
+#define IP6_LENGTH 4 // RFC 8200
+#define IP6_NEXT_HEADER 6
 #define IP6_DESTINATION 24
+#define IP6_HEADER 40
+#define TCP_DATA_OFFSET 12 // RFC 9293; the flags follow
+#define TCP_SYN 2
 
 #define ALLOW 1
 #define REFUSE 0 // the caller sees EPERM
@@ -365,6 +372,32 @@ static inline int is_of_this_netns(struct __sk_buff *skb, struct bpf_sock *sk, i
     return !listens;
 }
 
+// Whether a TCP segment could open a connection or carry a request. The kernel answers for closed connections with bare
+// RST and ACK segments, from a socket of its own or one it has forgotten already; nobody gets credentials with these.
+static inline int opens_or_carries(struct __sk_buff *skb, u8 version)
+{
+    u32 header = IP6_HEADER;
+    u16 length;
+    u16 fragment;
+    u8 tcp[2]; // data offset, flags
+
+    if (version >> 4 == 4) {
+        header = (version & 15) * 4;
+        if (bpf_skb_load_bytes_relative(skb, IP4_LENGTH, &length, sizeof(length), BPF_HDR_START_NET) ||
+            bpf_skb_load_bytes_relative(skb, IP4_FRAGMENT, &fragment, sizeof(fragment), BPF_HDR_START_NET) ||
+            fragment & HTONS(IP4_FRAGMENT_MASK))
+            return 1;
+        length = HTONS(length);
+    } else {
+        if (bpf_skb_load_bytes_relative(skb, IP6_LENGTH, &length, sizeof(length), BPF_HDR_START_NET))
+            return 1;
+        length = HTONS(length) + IP6_HEADER;
+    }
+    if (bpf_skb_load_bytes_relative(skb, header + TCP_DATA_OFFSET, &tcp, sizeof(tcp), BPF_HDR_START_NET))
+        return 1;
+    return tcp[1] & TCP_SYN || length != header + (tcp[0] >> 4) * 4;
+}
+
 // On the devices by which packets leave the node: what gets there for a metadata address has to come from a socket of the
 // host's own. Some pods' packets never pass the host's network stack, where the guard is: Cilium's eBPF host routing,
 // macvlan, a bridge that the uplink is a port of.
@@ -401,8 +434,8 @@ int kiam_uplink(struct __sk_buff *skb)
         return CONTINUE;
     if (sk && protocol == IPPROTO_TCP) {
         sk = bpf_sk_fullsock(sk);
-        if (!sk)
-            return CONTINUE; // the last words of a closed connection
+        if (!sk || !opens_or_carries(skb, version))
+            return CONTINUE;
         if (sk->protocol == IPPROTO_TCP && is_of_this_netns(skb, sk, version >> 4 == 6))
             return CONTINUE;
     }

@@ -16,6 +16,9 @@ from tests.integration.ebpf.world import AGENT_PORT, MAPPED, TIMEOUT, World, ask
 from tests.sandbox.netns import NODE_IPV4, PodNet
 
 
+NEEDS_MPTCP = pytest.mark.skipif(not ways.mptcp_exists(), reason="this kernel has no MPTCP")
+
+
 def _io_uring(client: socket.socket, address: tuple[str, int]) -> None:
     uring.connect(client, address, TIMEOUT)
 
@@ -27,8 +30,8 @@ def _io_uring(client: socket.socket, address: tuple[str, int]) -> None:
         pytest.param(MAPPED, 0, None, id="v4-mapped"),
         pytest.param(str(METADATA_IPV4), 0, ways.fast_open, id="fast-open"),
         pytest.param(MAPPED, 0, ways.fast_open, id="fast-open-v4-mapped"),
-        pytest.param(str(METADATA_IPV4), ways.IPPROTO_MPTCP, None, id="mptcp"),
-        pytest.param(MAPPED, ways.IPPROTO_MPTCP, None, id="mptcp-v4-mapped"),
+        pytest.param(str(METADATA_IPV4), ways.IPPROTO_MPTCP, None, id="mptcp", marks=NEEDS_MPTCP),
+        pytest.param(MAPPED, ways.IPPROTO_MPTCP, None, id="mptcp-v4-mapped", marks=NEEDS_MPTCP),
         pytest.param(str(METADATA_IPV4), 0, _io_uring, id="io_uring"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import socket
 import struct
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import pytest
 from kiam.dataplane import METADATA_IPV4
 from kiam.dataplane.ebpf import bpf, uplink
 from tests.integration.ebpf import ways
-from tests.integration.ebpf.world import World, ask, wanted_state
+from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
 from tests.sandbox.netns import AWS_IPV4, NetNs, PodNet
 from tests.sandbox.process import wait_until
 
@@ -66,9 +67,24 @@ def test_the_hosts_connections_pass_also_behind_source_nat_with_random_ports(red
     try:
         for address in (str(METADATA_IPV4), f"::ffff:{METADATA_IPV4}"):
             assert redirected.from_host(ask, address).who == "real"
-            assert redirected.from_host(ask, address, 80, ways.IPPROTO_MPTCP).who == "real"
+            if ways.mptcp_exists():
+                assert redirected.from_host(ask, address, 80, ways.IPPROTO_MPTCP).who == "real"
     finally:
         redirected.node.run("nft", "delete", "table", "ip", "translate")
+
+
+def _close_with_a_reset() -> None:
+    with socket.create_connection((str(METADATA_IPV4), 80), timeout=TIMEOUT) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_the_hosts_resets_pass_though_their_socket_is_gone(redirected: World) -> None:
+    before = redirected.drops()
+    beyond = redirected.packets_beyond_node()
+    redirected.from_host(_close_with_a_reset)
+    # SYN, ACK of the handshake, perhaps of the greeting, RST.
+    wait_until(lambda: redirected.packets_beyond_node() >= beyond + 3, "the reset to leave the node")
+    assert redirected.drops() == before
 
 
 def test_the_hosts_ipv6_connections_pass(redirected: World) -> None:

@@ -13,6 +13,15 @@ MSG_FASTOPEN = 0x20000000
 ICMP_ECHO = b"\x08\x00\xf7\xff\x00\x00\x00\x00"
 
 
+def mptcp_exists() -> bool:
+    """Linux 5.10 of Debian has none."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP).close()
+    except OSError:
+        return False
+    return True
+
+
 def fast_open(client: socket.socket, address: tuple[str, int]) -> None:
     """sendto with MSG_FASTOPEN connects and sends in one call, tcp(7)."""
     client.settimeout(None)
