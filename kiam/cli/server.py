@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
 """What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
-_BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d{12}:role/\S*")
-_ROLE_ARN = re.compile(r"arn:[^:\s]+:iam::\d{12}:role/\S+")
+_BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S*")
+_ROLE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S+")
 
 
 def _count(text: str) -> int:

@@ -179,7 +179,7 @@ class CredentialsManager:
             return
         entry.wanted = False
         if entry.outcome is None:
-            self._set_timer(entry, max(entry.held.expires_at - self._now(), 0.0) if entry.held else 0.0)
+            self._set_timer(entry, self._time_left(entry))
 
     def _entry(self, identity: Identity) -> _Entry:
         entry = self._entries.get(identity)
@@ -208,7 +208,7 @@ class CredentialsManager:
             if urgency == URGENT or entry.wanted:
                 await self._fetch(pool, entry)
             else:
-                self._set_timer(entry, 0.0)
+                self._set_timer(entry, self._time_left(entry))
             outcome, entry.outcome = entry.outcome, None
             outcome.set_result(None)
 
@@ -268,11 +268,19 @@ class CredentialsManager:
         if entry.outcome is not None:
             return
         if entry.wanted:
-            self._enqueue(entry, BACKGROUND if self.peek(entry.identity) else URGENT)
-        elif self.peek(entry.identity) is None:
+            self._enqueue(entry, BACKGROUND)
+        elif left := self._time_left(entry):
+            self._set_timer(entry, left)
+        else:
             self._entries.pop(entry.identity, None)
-        elif entry.held is not None:
-            self._set_timer(entry, entry.held.expires_at - self._now())
+
+    def _time_left(self, entry: _Entry) -> float:
+        """Seconds for which an entry that nobody wants is kept: while its credentials are good, or STS is left alone.
+
+        Pods that come and go must not make the server forget that AWS has just refused their role.
+        """
+        good = entry.held.expires_at - self._now() if entry.held else 0.0
+        return max(good, entry.failed_until - time.monotonic(), 0.0)
 
 
 def renewal_delay(lifetime: float, refresh: float) -> float:

@@ -167,7 +167,9 @@ class KubeApi:
             if self._kubeconfig:
                 with open(self._kubeconfig, "rb"):  # noqa: ASYNC230, PTH123  # says what is wrong before the client library hides it
                     pass
-                await load_kube_config(config_file=self._kubeconfig, client_configuration=configuration)
+                await load_kube_config(
+                    config_file=self._kubeconfig, client_configuration=configuration, persist_config=False
+                )
             else:
                 load_incluster_config(client_configuration=configuration)
             rest = _RestClient(configuration)

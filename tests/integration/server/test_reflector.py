@@ -90,6 +90,20 @@ async def test_version_too_old_means_a_new_list_that_also_finds_what_went(
         assert kube.requests["list pods"] == 2
 
 
+async def test_list_whose_continuation_is_too_old_starts_over(
+    kube: KubeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE_LIMIT", 20)
+    kube.load(many_pods(100))
+    kube.faults.delay = 0.1
+    async with reflecting(kube, tmp_path) as store:
+        await eventually(lambda: kube.requests["list pods"] >= 2)
+        kube.compact()
+        kube.faults.delay = 0
+        await eventually(lambda: len(store) == 100 and kube.watches() == 1)
+        assert kube.requests["list pods"] > 5
+
+
 async def test_watch_that_is_cut_goes_on_where_it_was(kube: KubeApi, tmp_path: Path) -> None:
     async with reflecting(kube, tmp_path) as store:
         for number in range(5):

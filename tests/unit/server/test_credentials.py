@@ -235,6 +235,17 @@ async def test_refused_identity_is_asked_for_again_by_itself_and_recovers(monkey
         assert bench.manager.failure(identity()) is None
 
 
+async def test_pods_that_come_and_go_do_not_undo_the_back_off() -> None:
+    async with running() as bench:
+        bench.sts.error = STSError("AccessDenied", "no")
+        for _ in range(20):
+            bench.manager.want(identity())
+            await until(lambda: bench.failed)
+            bench.manager.unwant(identity())
+            await asyncio.sleep(0.01)
+        assert len(bench.sts.calls) == 1
+
+
 async def test_one_identity_refused_does_not_hold_up_another() -> None:
     async with running() as bench:
         bench.sts.error = STSError("AccessDenied", "no")

@@ -1,0 +1,70 @@
+"""The server's flags: what is taken, and the one line for what isn't."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from kiam.cli.server import configure, make_config
+from kiam.errors import UserError
+from kiam.server.config import ServerConfig
+
+
+def parse(directory: Path, *flags: str) -> ServerConfig:
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    for name in ("cert", "key", "ca"):
+        (directory / name).touch()
+    files = [f"--{name}={directory / name}" for name in ("cert", "key", "ca")]
+    return make_config(parser.parse_args([*files, *flags]))
+
+
+BASE = "--role-base-arn=arn:aws:iam::123456789012:role/"
+
+
+def test_defaults_are_the_conventional_ones(tmp_path: Path) -> None:
+    config = parse(tmp_path, BASE)
+    assert (config.bind, config.kubeconfig, config.sync) == ("localhost:9610", "", timedelta(minutes=1))
+    assert (config.fetchers, config.session) == (8, "kiam")
+    assert (config.session_duration, config.session_refresh) == (timedelta(minutes=15), timedelta(minutes=5))
+    assert (config.assume_role_arn, config.region) == ("", "")
+    assert not config.disable_strict_namespace_regexp
+    assert not config.node_authorization
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ((), "give either --role-base-arn or --role-base-arn-autodetect"),
+        ((BASE, "--session-duration=14m59s"), "--session-duration: .* is not between 15m and 12h"),
+        ((BASE, "--session-duration=13h"), "--session-duration: .* is not between 15m and 12h"),
+        ((BASE, "--session-refresh=15m"), "--session-refresh: 15m must be less than --session-duration"),
+        ((BASE, "--session-refresh=-1s"), "--session-refresh: "),
+        ((BASE, "--sync=0s"), "--sync: must be more than 0s"),
+    ],
+)
+def test_flags_that_cannot_work_are_named_in_one_line(tmp_path: Path, flags: tuple[str, ...], line: str) -> None:
+    with pytest.raises(UserError, match=line) as error:
+        parse(tmp_path, *flags)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--fetchers=0",
+        "--fetchers=x",
+        "--prefetch-buffer-size=-1",
+        "--role-base-arn=role/",
+        "--role-base-arn=arn:aws:iam::x:role/",
+        "--assume-role-arn=server",
+        "--session-duration=15",
+    ],
+)
+def test_values_that_cannot_be_read_are_refused(tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(tmp_path, *([] if "base" in flag else [BASE]), flag)
+    assert f"argument {flag.partition('=')[0]}: '{flag.partition('=')[2]}' is not" in capsys.readouterr().err
