@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend
@@ -295,9 +295,12 @@ def test_mends_carry_every_flag_of_the_wanted_state(changes: dict[str, object], 
     assert flag in Mends(wanted, "nftables").install()
 
 
+# No limit on time: the machine is busy with other tests.
+unhurried = settings(deadline=None)
 names = st.from_regex(r"[a-z][a-z0-9]{0,9}", fullmatch=True)
 
 
+@unhurried
 @given(names, st.booleans(), st.booleans())
 def test_the_rule_the_mend_inserts_is_always_found_whatever_the_pattern(
     name: str, wildcard: bool, inverted: bool
@@ -313,6 +316,7 @@ def test_the_rule_the_mend_inserts_is_always_found_whatever_the_pattern(
     assert ahead_of_redirect(listing, packets[0], wanted) == []
 
 
+@unhurried
 @given(st.lists(st.sampled_from(sorted(AHEAD)), max_size=4), st.lists(st.sampled_from(sorted(AHEAD)), max_size=4))
 def test_only_rules_that_could_take_the_packet_are_reported(before: list[str], after: list[str]) -> None:
     listing = nat(*before, RULE, *after, chains=["DOCKER"])
@@ -323,8 +327,4 @@ def test_only_rules_that_could_take_the_packet_are_reported(before: list[str], a
             expected.append(rule)
         if AHEAD[rule] is Status.FAIL:
             break
-    assert (
-        [hit.rule.text for hit in found] == expected
-        or set(expected) >= {hit.rule.text for hit in found} != set()
-        or not expected
-    )
+    assert [hit.rule.text for hit in found] == expected

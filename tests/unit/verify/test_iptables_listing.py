@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiam.dataplane.verify.iptables_listing import parse_iptables_save, parse_rule
@@ -117,6 +117,7 @@ def test_nonsense_is_no_table() -> None:
     assert parse_iptables_save("# Table `nat' is incompatible, use 'nft' tool.\n", "iptables-nft") == []
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=40))
 def test_no_comment_is_taken_for_a_match_or_a_target(comment: str) -> None:
     plain = parse_rule(RULE)
@@ -128,6 +129,7 @@ def test_no_comment_is_taken_for_a_match_or_a_target(comment: str) -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 65535), st.integers(0, 65535), st.booleans())
 def test_port_ranges_match_what_is_in_them(first: int, last: int, negated: bool) -> None:
     rule = parse_rule(f"-A INPUT -p tcp -m tcp {'! ' * negated}--dport {first}:{last} -j DROP")
