@@ -15,7 +15,6 @@ from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import AGENT_PORT, MAPPED, TIMEOUT, World, ask
 from tests.sandbox.netns import NODE_IPV4, PodNet
 
-
 NEEDS_MPTCP = pytest.mark.skipif(not ways.mptcp_exists(), reason="this kernel has no MPTCP")
 
 
