@@ -43,7 +43,32 @@ def flag_type(parse: Callable[[str], T], name: str) -> Callable[[str], T]:
     return parse_flag
 
 
-duration: Callable[[str], timedelta] = flag_type(parse_duration, "duration")
+def _duration(text: str) -> timedelta:
+    parsed = parse_duration(text)
+    if parsed < timedelta(0):
+        raise ValueError(f"'{text}' is negative; give 0s or more")
+    return parsed
+
+
+def _positive_duration(text: str) -> timedelta:
+    parsed = parse_duration(text)
+    if parsed <= timedelta(0):
+        raise ValueError(f"'{text}' is not more than 0s")
+    return parsed
+
+
+def _server_address(text: str) -> str:
+    if text.startswith(("ipv4:", "ipv6:", "unix:")):
+        return text
+    host, _, port = text.removeprefix("dns:///").rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"'{text}' is not HOST:PORT; write it like kiam-server:443")
+    return text
+
+
+duration: Callable[[str], timedelta] = flag_type(_duration, "duration")
+positive_duration: Callable[[str], timedelta] = flag_type(_positive_duration, "duration")
+server_address: Callable[[str], str] = flag_type(_server_address, "address")
 
 
 def _existing_file(text: str) -> Path:
@@ -87,7 +112,13 @@ def add_telemetry(parser: argparse.ArgumentParser) -> None:
 
 def add_server_client(parser: argparse.ArgumentParser) -> None:
     """How agent and health reach the server."""
-    parser.add_argument("--server-address", default="localhost:9610", metavar="HOST:PORT")
+    parser.add_argument(
+        "--server-address",
+        type=server_address,
+        default="localhost:9610",
+        metavar="HOST:PORT",
+        help="every address that this name has is used in turn (a headless Service)",
+    )
     parser.add_argument(
         "--server-address-refresh",
         type=duration,
@@ -103,8 +134,8 @@ def add_server_client(parser: argparse.ArgumentParser) -> None:
 def add_keepalive(parser: argparse.ArgumentParser) -> None:
     """gRPC keepalive, which both ends have."""
     parser.add_argument(
-        "--grpc-keepalive-time-duration", type=duration, default=timedelta(seconds=10), metavar="DURATION"
+        "--grpc-keepalive-time-duration", type=positive_duration, default=timedelta(seconds=10), metavar="DURATION"
     )
     parser.add_argument(
-        "--grpc-keepalive-timeout-duration", type=duration, default=timedelta(seconds=2), metavar="DURATION"
+        "--grpc-keepalive-timeout-duration", type=positive_duration, default=timedelta(seconds=2), metavar="DURATION"
     )
