@@ -18,8 +18,8 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0) -> T:
-    """Ask again and again until the condition gives something true, and return that.
+def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0, interval: float = 0.01) -> T:
+    """Ask every ``interval`` seconds until the condition gives something true, and return that.
 
     Raises TimeoutError that names what was waited for after ``timeout`` seconds. An exception of the condition counts
     as "not yet" and is chained to that error.
@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0) -> 
                 return value
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:g} s for {what}") from last
-        time.sleep(0.01)
+        time.sleep(interval)
 
 
 def placed(argv: Sequence[str], netns: str | None = None, cgroup: Path | None = None) -> list[str]:
