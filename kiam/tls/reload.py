@@ -6,17 +6,20 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from kiam.errors import UserError
 from kiam.tls import Fingerprint, TLSFiles, TLSMaterial
-from kiam.tls.certificates import InspectedTLS, Side, format_time, load, read_certificates
+from kiam.tls.certificates import InspectedTLS, Side, format_time, load
 from kiam.tls.metrics import TLSMetrics
 
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL = 1.0
 """Seconds between looks at the files: three stat calls, and nothing more while they stay the same."""
+
+_LOOK_AGAIN = timedelta(seconds=1)
+"""After files were refused."""
 
 
 def utc_now() -> datetime:
@@ -48,7 +51,8 @@ class TLSReloader:
         self._lock = threading.Lock()
         # Taken before the read: a change during it is then seen as one by the next refresh.
         self._seen = self._fingerprint()
-        self._refused_until_valid: datetime | None = None
+        self._refusal: str | None = None
+        self._look_again = now()
         self._expiry_logged = False
         self._material, self._inspected = load(files, side, now())
         self._report_loaded()
@@ -68,7 +72,7 @@ class TLSReloader:
         with self._lock:
             seen = self._fingerprint()
             now = self._now()
-            due = self._refused_until_valid is not None and now >= self._refused_until_valid
+            due = self._refusal is not None and now >= self._look_again
             if seen == self._seen and not due:
                 self._watch_expiry(now)
                 return False
@@ -83,19 +87,12 @@ class TLSReloader:
                 changed()
 
     def _take_over(self, now: datetime) -> bool:
-        self._refused_until_valid = None
         try:
             material, inspected = load(self._files, self._side, now)
         except UserError as error:
-            log.error(
-                "new TLS files refused, the certificate until %s stays in use: %s",
-                format_time(self._inspected.certificate.not_after),
-                error,
-            )
-            if self._metrics:
-                self._metrics.update_failed()
-            self._refused_until_valid = self._becomes_valid(now)
+            self._refuse(str(error), now)
             return False
+        self._refusal = None
         if material == self._material:
             if self._metrics:
                 self._metrics.loaded(inspected)
@@ -105,13 +102,23 @@ class TLSReloader:
         self._report_loaded()
         return True
 
-    def _becomes_valid(self, now: datetime) -> datetime | None:
-        """When a certificate issued for later becomes good without the files changing again; None: never."""
-        try:
-            not_before = read_certificates(self._files.read().cert)[0].not_before
-        except (UserError, ValueError):
-            return None
-        return not_before if not_before > now else None
+    def _refuse(self, reason: str, now: datetime) -> None:
+        """Say once why; then look again from time to time, also while nothing seems to change.
+
+        A certificate issued for later becomes good by itself, and a file that was written in two steps within one tick
+        of the file system's clock looks unchanged.
+        """
+        self._look_again = now + _LOOK_AGAIN
+        if reason == self._refusal:
+            return
+        self._refusal = reason
+        log.error(
+            "new TLS files refused, the certificate until %s stays in use: %s",
+            format_time(self._inspected.certificate.not_after),
+            reason,
+        )
+        if self._metrics:
+            self._metrics.update_failed()
 
     def _report_loaded(self) -> None:
         certificate = self._inspected.certificate

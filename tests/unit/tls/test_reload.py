@@ -121,6 +121,26 @@ def test_certificate_issued_for_later_is_taken_over_when_its_time_comes(tmp_path
     assert reloader.material.cert == later.cert
 
 
+def test_refused_files_are_looked_at_again_even_if_they_seem_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two writes within one tick of the file system's clock have one modification time."""
+    clock = Clock()
+    files = write(tmp_path, FIRST, AUTHORITY.pem)
+    reloader = TLSReloader(files, Side.SERVER, now=clock)
+    files.key.write_bytes(SECOND.key)
+    assert not reloader.refresh()
+    frozen = files.fingerprint()
+    monkeypatch.setattr(TLSFiles, "fingerprint", lambda _: frozen)
+    clock.ahead += timedelta(seconds=2)
+    assert not reloader.refresh()
+    files.cert.write_bytes(SECOND.cert)
+    clock.ahead += timedelta(seconds=2)
+    assert reloader.refresh()
+    assert reloader.material.cert == SECOND.cert
+    assert len([record for record in caplog.records if "refused" in record.message]) == 1
+
+
 def test_expiry_while_in_use_is_logged_once_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     clock = Clock()
