@@ -12,13 +12,13 @@ from kiam.dataplane.verify.host import check_host, host_hits
 from kiam.dataplane.verify.installed import AUTO, ask_all, check_installed, choose
 from kiam.dataplane.verify.interfaces import Interface, check_interfaces, pod_interfaces
 from kiam.dataplane.verify.live.place import pods_cgroup, top
-from kiam.dataplane.verify.live.proof import LiveSettings, prove
+from kiam.dataplane.verify.live.proof import PROOF, LiveSettings, prove
 from kiam.dataplane.verify.mends import BY_HAND, Mends, delete_rule
 from kiam.dataplane.verify.packets import Packet, metadata_packet
 from kiam.dataplane.verify.precedence import check_firewall, check_precedence
 from kiam.dataplane.verify.programs import check_programs, check_unreadable, read_programs
 from kiam.dataplane.verify.redirects import check_redirect
-from kiam.dataplane.verify.results import CheckResult, failed, warned
+from kiam.dataplane.verify.results import CheckResult, Status, failed, warned
 from kiam.dataplane.verify.snapshot import Snapshot, take_snapshot
 from kiam.errors import UserError
 
@@ -102,12 +102,26 @@ def check_bpf() -> list[CheckResult]:
 def check_live(snapshot: Snapshot, wanted: WantedState, mends: Mends, settings: LiveSettings) -> list[CheckResult]:
     """The live proof; what keeps it from being made is a failure, not a pass."""
     try:
-        return prove(wanted, snapshot.interfaces, mends, settings, _host_mend(snapshot, mends))
+        return prove(
+            wanted, snapshot.interfaces, mends, settings, _host_mend(snapshot, mends), _refuses(snapshot, wanted)
+        )
     except UserError as error:
-        return [failed("live: pod to agent", str(error), f"sudo {mends.verify()}")]
+        return [failed(PROOF, str(error), f"sudo {mends.verify()}")]
     except PermissionError as error:
         seen = f"{error.strerror}: needs root, with NET_ADMIN, NET_RAW and SYS_ADMIN"
-        return [failed("live: pod to agent", seen, f"sudo {mends.verify()}")]
+        return [failed(PROOF, seen, f"sudo {mends.verify()}")]
+
+
+def _refuses(snapshot: Snapshot, wanted: WantedState) -> Callable[[str], str]:
+    def refuses(interface: str) -> str:
+        # Calico drops what comes in on a "cali" interface it didn't make. Where real pods' packets are dropped too, the
+        # firewall is what is wrong, and the proof has to show it.
+        if check_firewall(snapshot.tables, samples(snapshot.interfaces, wanted), wanted)[0].status is not Status.PASS:
+            return ""
+        (line,) = check_firewall(snapshot.tables, [metadata_packet(wanted.interface, interface)], wanted)
+        return "" if line.status is Status.PASS else line.seen
+
+    return refuses
 
 
 def _host_mend(snapshot: Snapshot, mends: Mends) -> Callable[[], str]:

@@ -15,8 +15,8 @@ from socketserver import TCPServer
 from typing import Any
 
 from kiam.dataplane import InterfacePattern, WantedState
+from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
 from kiam.dataplane.registry import load_dataplane
-from kiam.dataplane.verify.live.place import ATTACH_POINT_VARIABLE
 from kiam.dataplane.verify.live.proof import LiveSettings
 from kiam.dataplane.verify.results import CheckResult, Status
 from kiam.dataplane.verify.verify import VerifySettings, verify
@@ -109,9 +109,9 @@ class Site:
         self._stack = contextlib.ExitStack()
         try:
             self.cgroups = self._stack.enter_context(NodeCgroup())
-            before = os.environ.get(ATTACH_POINT_VARIABLE)
+            before = os.environ.get(CGROUP_VARIABLE)
             # eBPF programs go to this run's own cgroup, not to the machine's root, where other tests are.
-            os.environ[ATTACH_POINT_VARIABLE] = str(self.cgroups.root)
+            os.environ[CGROUP_VARIABLE] = str(self.cgroups.root)
             self._stack.callback(_restore, before)
             self.net = self._stack.enter_context(NodeNet(cni))
             self.node = self.net.node
@@ -221,6 +221,6 @@ class Site:
 
 def _restore(before: str | None) -> None:
     if before is None:
-        os.environ.pop(ATTACH_POINT_VARIABLE, None)
+        os.environ.pop(CGROUP_VARIABLE, None)
     else:
-        os.environ[ATTACH_POINT_VARIABLE] = before
+        os.environ[CGROUP_VARIABLE] = before

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from kiam.dataplane import HostNetwork
 from kiam.dataplane.ebpf import uplink
 from kiam.dataplane.verify.live.proof import LiveSettings
 from kiam.dataplane.verify.results import CheckResult, Status
-from tests.integration.verify.site import Found, Site
+from tests.integration.verify.site import AGENT_PORT, Found, Site
+from tests.sandbox.netns import NODE_IPV4, NODE_IPV6
+from tests.sandbox.node import NodeInABox
 from tests.sandbox.process import wait_until
 
 PROOF = "live: pod to agent"
@@ -22,6 +27,7 @@ IPV6 = "live: IPv6, [fd00:ec2::254]:80"
 RAW = "live: raw socket, a SYN made by hand"
 PACKET = "live: packet socket, a frame made by hand"
 HOST = "live: host to metadata"
+HOST_POD = "live: host-network pod"
 DATAPLANES = ("iptables", "nftables", "ebpf")
 
 
@@ -203,12 +209,72 @@ def test_a_real_pods_namespace_serves_as_well(site: Site) -> None:
     assert found.one(PACKET).status is Status.PASS
 
 
+def test_a_node_with_kiams_own_agent_passes_with_each_dataplane() -> None:
+    with NodeInABox("none") as box:
+        box.add_namespace("team")
+        box.add_pod("app", "team")
+        box.start_server()
+        box.start_agent()
+        wanted = (
+            *(f"--host={NODE_IPV4}", f"--host6={NODE_IPV6}", f"--port={AGENT_PORT}"),
+            f"--host-interface={box.net.interface_pattern}",
+        )
+        for dataplane in DATAPLANES:
+            assert box.kiam("dataplane", "install", f"--dataplane={dataplane}", *wanted).returncode == 0
+            done = box.kiam("dataplane", "verify", *wanted, "--output=json")
+            assert box.kiam("dataplane", "remove").returncode == 0
+            checks = json.loads(done.stdout)["checks"]
+            assert (done.returncode, [line for line in checks if line["status"] not in {"PASS", "SKIP"}]) == (0, [])
+            lines = {line["check"]: line["seen"] for line in checks}
+            assert lines["installed state"] == f"{dataplane} is installed as wanted"
+            assert "nonce came back" in lines[PROOF]
+            assert lines[IPV6] == "landed on the agent"
+
+
 def test_nothing_is_wired_where_the_pattern_names_no_interface(site: Site) -> None:
     from kiam.dataplane import InterfacePattern
 
     line = site.verify(live=True, interface=InterfacePattern.parse("weave")).one(PROOF)
     assert line.status is Status.SKIP
     assert "--pod-netns" in line.mend
+
+
+def test_a_firewall_that_knows_its_own_pods_only_is_no_failure_of_the_redirect(site: Site) -> None:
+    # As Calico's Felix does: a chain for each interface it made, and a drop for every other of that name.
+    site.by_hand()
+    site.iptables("-N cali-from-wl-dispatch")
+    site.iptables(f"-A cali-from-wl-dispatch -i {site.pod.interface} -j RETURN")
+    site.iptables("-A cali-from-wl-dispatch -m comment --comment 'Unknown interface' -j DROP")
+    site.iptables("-A INPUT -i cali+ -j cali-from-wl-dispatch")
+    found = site.verify(live=True)
+    assert found.one("host firewall").status is Status.PASS
+    line = found.one(PROOF)
+    assert line.status is Status.SKIP
+    assert "Unknown interface" in line.seen
+    assert "--pod-netns=" in line.mend
+    real = site.verify(live=True, proof=LiveSettings(pod_netns=Path(site.pod.netns.path)))
+    assert real.one(PROOF).status is Status.PASS
+
+
+@pytest.mark.parametrize("dataplane", ["nftables", "ebpf"])
+@pytest.mark.parametrize("mode", [HostNetwork.DENY, HostNetwork.REDIRECT])
+def test_pods_on_the_host_network_are_proved_too(site: Site, dataplane: str, mode: HostNetwork) -> None:
+    wanted = replace(site.wanted, host_network=mode)
+    site.install(dataplane, wanted)
+    found = site.verify(dataplane, live=True, host_network=mode)
+    assert found.one(HOST_POD).status is Status.PASS
+    assert found.one(HOST).status is Status.PASS
+    assert failures(found) == []
+
+
+def test_a_pod_on_the_host_network_that_is_not_denied_is_seen_and_mended(site: Site) -> None:
+    site.install("nftables")
+    found = site.verify("nftables", live=True, host_network=HostNetwork.DENY)
+    line = found.one(HOST_POD)
+    assert line.status is Status.FAIL
+    site.shell(line.mend)
+    after = site.verify("nftables", live=True, host_network=HostNetwork.DENY)
+    assert after.one(HOST_POD).status is Status.PASS
 
 
 def test_no_live_leaves_the_proof_out(site: Site) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
+from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, METADATA_PORT, HostNetwork
 from kiam.dataplane.verify.live.attempts import Attempt, Outcome
 from kiam.dataplane.verify.mends import BY_HAND, Mends
 from kiam.dataplane.verify.results import CheckResult, failed, passed, skipped, warned
@@ -129,6 +129,25 @@ def _reached(check: str, info: WayInfo, evidence: Evidence, seen: str, mends: Me
         text = f"{seen} (the documented rule leaves it open; nothing answers the host there either)"
         return warned(check, text, mends.install_with_drops())
     return failed(check, seen, mends.install_with_drops())
+
+
+def judge_host_network(attempt: Attempt, evidence: Evidence, mends: Mends) -> CheckResult:
+    """A pod on the host network: with ``deny`` nowhere, with ``redirect`` to the agent."""
+    check = "live: host-network pod"
+    wanted = mends.wanted.host_network
+    if evidence.reached(attempt):
+        return failed(
+            check, f"its SYN left the node for the real service, with --host-network={wanted}", mends.install()
+        )
+    if attempt.outcome is Outcome.CONNECTED and attempt.way in evidence.landed:
+        if wanted is HostNetwork.REDIRECT:
+            return passed(check, "landed on the agent")
+        return failed(check, "was redirected to the agent, with --host-network=deny", mends.install())
+    if attempt.outcome is Outcome.CONNECTED:
+        return failed(check, "connected to something that isn't the agent", mends.install())
+    if wanted is HostNetwork.REDIRECT:
+        return failed(check, f"didn't land on the agent: {attempt.detail}", mends.install())
+    return passed(check, f"refused: {attempt.detail}")
 
 
 def judge_host(attempt: Attempt, evidence: Evidence, mend: str) -> CheckResult:

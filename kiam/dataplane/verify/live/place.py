@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kiam.dataplane.cgroups import find_cgroup2_root, find_pod_cgroups
+from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
 from kiam.errors import UserError
 
-ATTACH_POINT_VARIABLE = "KIAM_EBPF_CGROUP"
-"""Where the eBPF dataplane is attached if not at the root of the hierarchy; probes have to be below it."""
+PREFIX = "kiamverify-"
+STALE_SECONDS = 60.0
+"""An empty cgroup of ours that is older was left by a run that was killed."""
 
 
 def top() -> Path | None:
     """The cgroup below which the node's processes are; None where no cgroup2 is mounted (or only a container's own)."""
-    if ATTACH_POINT_VARIABLE in os.environ:
-        return Path(os.environ[ATTACH_POINT_VARIABLE])
+    # The eBPF dataplane may be attached elsewhere than at the root of the hierarchy; probes have to be below that.
+    if CGROUP_VARIABLE in os.environ:
+        return Path(os.environ[CGROUP_VARIABLE])
     try:
         return find_cgroup2_root()
     except UserError:
@@ -37,8 +40,9 @@ def throwaway(parent: Path | None) -> Iterator[Path | None]:
     if parent is None:
         yield None
         return
-    path = parent / f"kiamverify-{secrets.token_hex(4)}"
+    path = parent / f"{PREFIX}{secrets.token_hex(4)}"
     try:
+        _sweep(parent)
         path.mkdir()
     except OSError as error:
         raise UserError(f"can't make the cgroup {path}: {error.strerror}; run as root on the node") from error
@@ -46,6 +50,14 @@ def throwaway(parent: Path | None) -> Iterator[Path | None]:
         yield path
     finally:
         _remove(path)
+
+
+def _sweep(parent: Path) -> None:
+    for path in parent.glob(f"{PREFIX}*"):
+        # rmdir fails where a process is inside, and that one is in use.
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.rmdir()
 
 
 def _remove(path: Path) -> None:

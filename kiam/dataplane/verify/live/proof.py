@@ -6,14 +6,22 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from kiam.dataplane import WantedState
+from kiam.dataplane import HostNetwork, WantedState
 from kiam.dataplane.verify.interfaces import Interface
 from kiam.dataplane.verify.live.attempts import Attempt, Order, Outcome
-from kiam.dataplane.verify.live.judge import ROUND, Evidence, Key, judge_host, judge_proof, judge_way
+from kiam.dataplane.verify.live.judge import (
+    ROUND,
+    Evidence,
+    Key,
+    judge_host,
+    judge_host_network,
+    judge_proof,
+    judge_way,
+)
 from kiam.dataplane.verify.live.place import pods_cgroup, throwaway, top
 from kiam.dataplane.verify.live.probe import HOST, NEW, Probe
 from kiam.dataplane.verify.live.sockdiag import Endpoint, find_connection
@@ -23,6 +31,7 @@ from kiam.dataplane.verify.live.wiring import CannotWireError, plan, wired
 from kiam.dataplane.verify.mends import Mends
 from kiam.dataplane.verify.results import CheckResult, skipped
 
+PROOF = "live: pod to agent"
 SECONDS = 1.0
 """How long each attempt waits for an answer. Redirects are answered by this host and drops never; below the second
 after which TCP repeats a SYN."""
@@ -46,8 +55,10 @@ def prove(
     mends: Mends,
     settings: LiveSettings,
     host_mend: Callable[[], str],
+    refuses: Callable[[str], str],
 ) -> list[CheckResult]:
     """Make the pod, try everything, clean up, and judge. ``host_mend``: what to do if the host is redirected.
+    ``refuses``: what of the firewall surely drops packets that come in on an interface of that name, if anything.
 
     Raises UserError where the node doesn't let it be tried (no root, no namespaces).
     """
@@ -55,8 +66,10 @@ def prove(
         try:
             way_in = plan(wanted.interface, interfaces)
         except CannotWireError as error:
-            mend = f"{mends.verify()} --pod-netns=/proc/<pid of a process in a pod>/ns/net"
-            return [skipped("live: pod to agent", str(error), mend)]
+            return [skipped(PROOF, str(error), with_real_pod(mends))]
+        if culprit := refuses(way_in.bridge or way_in.host_name):
+            seen = f"this node's firewall drops packets of interfaces its CNI doesn't know: {culprit}"
+            return [skipped(PROOF, seen, with_real_pod(mends))]
     root = top()
     nonce = secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
@@ -74,14 +87,53 @@ def prove(
         landed = {"tcp"} if straight.landed else set()
         others = pod.carry_out(Order(tuple(ROUND), settings.seconds, nonce, address, address6))
         landed |= {way for way in others if _landed(others[way], wanted)}
+        on_host = _on_host_network(wanted, root, nonce, settings.seconds)
         left = _left_node(tap)
     control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
     evidence = Evidence(left, landed, control, control6, own["tcp6"].outcome is Outcome.CONNECTED)
     results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, mends)]
     results += [judge_way(way, others[way], evidence, mends) for way in ROUND]
+    if on_host is not None:
+        attempt, at_agent = on_host
+        results.append(judge_host_network(attempt, replace(evidence, landed={"tcp"} if at_agent else set()), mends))
     seen_by_host = Evidence(left, host_landed, control, control6)
     mend = host_mend() if host_landed or not control else ""
     return [*results, judge_host(own["tcp"], seen_by_host, mend or mends.install())]
+
+
+def with_real_pod(mends: Mends) -> str:
+    """The command that makes the proof from a real pod's namespace."""
+    pid = find_pod_process()
+    return f"{mends.verify()} --pod-netns=/proc/{pid or '<pid of a process in a pod>'}/ns/net"
+
+
+def find_pod_process(proc: Path = Path("/proc")) -> int | None:
+    """A process in a pod that isn't on the host network: one below kubelet's cgroup, in another network namespace."""
+    own = (proc / "thread-self/ns/net").stat().st_ino
+    for path in proc.iterdir():
+        if not path.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if (path / "ns/net").stat().st_ino != own and "kubepods" in (path / "cgroup").read_text():
+                return int(path.name)
+    return None
+
+
+def _on_host_network(wanted: WantedState, root: Path | None, nonce: str, seconds: float) -> tuple[Attempt, bool] | None:
+    """What a pod on the host network gets: its attempt, and whether it landed on the agent.
+
+    None where such pods are ignored, or can't be told from the host for lack of a cgroup (the cgroup2 check says so).
+    """
+    parent = pods_cgroup(root) if root is not None else None
+    if wanted.host_network is HostNetwork.IGNORE or parent is None:
+        return None
+    with (
+        throwaway(parent) as cgroup,
+        Probe(HOST, cgroup) as pod,
+        stand_in(wanted.host_address, wanted.port, nonce),
+    ):
+        attempt = pod.carry_out(Order(("tcp",), seconds, nonce))["tcp"]
+        return attempt, _landed(attempt, wanted)
 
 
 @dataclass(frozen=True, slots=True)
