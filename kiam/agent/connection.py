@@ -160,7 +160,7 @@ class Connection(RequestHandler):
         else:
             self._metrics.refused_connections.labels("unparsable").inc()
             line = "the request can't be parsed"
-        answer = web.Response(status=status, text=line + "\n")
+        answer = web.Response(status=status, text=line + "\n", headers={"Server": "kiam"})
         answer.force_close()
         return answer
 

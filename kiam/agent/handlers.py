@@ -28,6 +28,7 @@ T = TypeVar("T")
 _READS = "GET, HEAD"
 _TEXT = "text/plain; charset=utf-8"
 _SERVER = "kiam"
+_LOG_EVERY = 1.0
 _HEAD = f"HTTP/1.1 200 OK\r\nServer: {_SERVER}\r\nContent-Type: {_TEXT}\r\nContent-Length: ".encode()
 # Targets repeat: every SDK of every pod asks the same few. Refusals raise, and are not kept.
 _parse = lru_cache(maxsize=1024)(parse_target)
@@ -53,6 +54,7 @@ class Handlers:
         self._allow_ip_query = allow_ip_query
         self._waiting: dict[str, int] = {}
         self._date = (0, b"")
+        self._logged: dict[str, float] = {}
         self.draining = False
         """Set when the agent stops: each connection is closed with its next answer."""
 
@@ -190,15 +192,26 @@ class Handlers:
             answer.headers["Retry-After"] = str(failure.retry_after)
         if isinstance(failure, MethodNotAllowed):
             answer.headers["Allow"] = failure.allowed
+        client = getattr(request.protocol, "client_address", "")
         log.log(
-            logging.DEBUG if failure.status == 404 else logging.WARNING,
+            logging.WARNING if failure.status != 404 and self._is_news(client) else logging.DEBUG,
             "%s %s refused: %s",
             request.method,
             printable(request._message.path),
             failure,
-            extra={"pod.ip": getattr(request.protocol, "client_address", "")},
+            extra={"pod.ip": client},
         )
         return answer
+
+    def _is_news(self, client: str) -> bool:
+        """Whether a refusal is worth a line: one a second for each client, so that no pod can flood the log."""
+        now = asyncio.get_running_loop().time()
+        if now - self._logged.get(client, -_LOG_EVERY) < _LOG_EVERY:
+            return False
+        if len(self._logged) > 4096:
+            self._logged.clear()
+        self._logged[client] = now
+        return True
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -130,10 +132,7 @@ class Changes:
                 if error.errno == errno.ENOBUFS:
                     raise ChangesLostError from error
                 raise
-            for message in self._marshal.parse(data):
-                change = _change(message)
-                if change is not None:
-                    yield change
+            yield from _changes(self._marshal, data)
 
 
 class Questions:
@@ -167,15 +166,15 @@ class Questions:
         # Without it the kernel answers with a route to this one address, whatever the entry is.
         request["flags"] = _RTM_F_FIB_MATCH
         request["attrs"] = [("RTA_DST", address)]
-        for message in self._ask(request, RTM_GETROUTE, NLM_F_REQUEST):
-            if message["header"]["type"] == RTM_NEWROUTE:
-                return Route(
-                    link=message.get_attr("RTA_OIF") or 0,
-                    prefix_length=message["dst_len"],
-                    via_gateway=any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH")),
-                    is_unicast=message["type"] == _RTN_UNICAST,
-                )
-        return None
+        message = self._ask(request, RTM_GETROUTE, NLM_F_REQUEST)
+        if message is None or message["header"]["type"] != RTM_NEWROUTE:
+            return None
+        return Route(
+            link=message.get_attr("RTA_OIF") or 0,
+            prefix_length=message["dst_len"],
+            via_gateway=any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH")),
+            is_unicast=message["type"] == _RTN_UNICAST,
+        )
 
     def resolve(self, link: int, address: str) -> None:
         """Have the kernel find out an address's link-layer address, as if it had a packet for it. Needs NET_ADMIN."""
@@ -184,17 +183,23 @@ class Questions:
         request["ifindex"] = link
         request["flags"] = _NTF_USE
         request["attrs"] = [("NDA_DST", address)]
-        for _ in self._ask(request, RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK):
-            pass
+        self._ask(request, RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK)
 
     def _dump(self, request: Any, kind: int) -> Iterator[Change]:
-        for message in self._ask(request, kind, NLM_F_REQUEST | NLM_F_DUMP):
-            change = _change(message)
-            if change is not None:
-                yield change
+        for data in self._answers(request, kind, NLM_F_REQUEST | NLM_F_DUMP):
+            yield from _changes(self._marshal, data)
+            if any(header.kind in (NLMSG_ERROR, NLMSG_DONE) for _, header in _split(data)):
+                return
 
-    def _ask(self, request: Any, kind: int, flags: int) -> Iterator[Any]:
-        """Send one request; the messages of its answer. An error is an answer without messages."""
+    def _ask(self, request: Any, kind: int, flags: int) -> Any:
+        """Send one request; the first message of its answer, None if that is an error or an acknowledgement."""
+        for data in self._answers(request, kind, flags):
+            for message in self._marshal.parse(data):
+                return None if message["header"]["type"] in (NLMSG_ERROR, NLMSG_DONE) else message
+        return None
+
+    def _answers(self, request: Any, kind: int, flags: int) -> Iterator[bytes]:
+        """Send one request; the datagrams of its answer, until nothing more comes in time."""
         self._sequence += 1
         sequence = self._sequence
         request["header"]["type"] = kind
@@ -208,15 +213,74 @@ class Questions:
             except TimeoutError:
                 # No answer is "not known", and what isn't known isn't believed.
                 return
-            for message in self._marshal.parse(data):
-                header = message["header"]
-                if header["sequence_number"] != sequence:
-                    continue
-                if header["type"] in (NLMSG_ERROR, NLMSG_DONE):
-                    return
-                yield message
-                if kind == RTM_GETROUTE:
-                    return
+            # An answer that came too late for an earlier question is not this one's.
+            if all(header.sequence == sequence for _, header in _split(data)):
+                yield data
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    length: int
+    kind: int
+    sequence: int
+
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr (linux/netlink.h)
+_NEIGHBOUR = struct.Struct("=BxHiHBB")  # struct ndmsg (linux/neighbour.h): family, link, state, flags, type
+_ATTRIBUTE = struct.Struct("=HH")  # struct rtattr
+_NDA_LLADDR = 2
+_NDA_MASTER = 9
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _split(data: bytes) -> Iterator[tuple[int, _Header]]:
+    """The messages of a datagram: where each starts, and its header."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield offset, _Header(length, kind, sequence)
+        offset += _aligned(length)
+
+
+def _changes(marshal: MarshalRtnl, data: bytes) -> Iterator[Change]:
+    for offset, header in _split(data):
+        start = offset + _HEADER.size
+        if header.kind in (RTM_NEWNEIGH, RTM_DELNEIGH) and data[start] == socket.AF_BRIDGE:
+            # A pod that may send raw packets makes as many of these as it sends source addresses. They are read by
+            # hand, which costs a hundredth of pyroute2's decoding, so that it can't keep the agent busy.
+            change: Change | None = _port_change(data, start, offset + header.length, header.kind == RTM_DELNEIGH)
+        else:
+            (message,) = marshal.parse(data[offset : offset + header.length])
+            change = _change(message)
+        if change is not None:
+            yield change
+
+
+def _port_change(data: bytes, start: int, end: int, gone: bool) -> PortChange | None:
+    if end - start < _NEIGHBOUR.size:
+        return None
+    _, _, port, state, _, _ = _NEIGHBOUR.unpack_from(data, start)
+    # The bridge's and the ports' own addresses are in the table too, as permanent entries; no pod is behind them.
+    if state & _NUD_PERMANENT:
+        return None
+    lladdr, bridge = "", 0
+    offset = start + _NEIGHBOUR.size
+    while offset + _ATTRIBUTE.size <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            return None
+        value = data[offset + _ATTRIBUTE.size : offset + length]
+        if kind == _NDA_LLADDR:
+            lladdr = value.hex(":")
+        elif kind == _NDA_MASTER:
+            bridge = int.from_bytes(value, sys.byteorder)
+        offset += _aligned(length)
+    return PortChange(bridge, lladdr, 0 if gone else port) if bridge and lladdr else None
 
 
 def _change(message: Any) -> Change | None:
@@ -243,14 +307,8 @@ def _link_change(message: Any, gone: bool) -> LinkChange | None:
     return LinkChange(Link(message["index"], kind, message.get_attr("IFLA_MASTER") or 0), gone)
 
 
-def _neighbour_change(message: Any, gone: bool) -> NeighbourChange | PortChange | None:
+def _neighbour_change(message: Any, gone: bool) -> NeighbourChange | None:
     lladdr = message.get_attr("NDA_LLADDR") or ""
-    if message["family"] == socket.AF_BRIDGE:
-        bridge = message.get_attr("NDA_MASTER") or 0
-        # The bridge's and the ports' own addresses are in the table too, as permanent entries; no pod is behind them.
-        if not bridge or not lladdr or message["state"] & _NUD_PERMANENT:
-            return None
-        return PortChange(bridge, lladdr, 0 if gone else message["ifindex"])
     if message["family"] not in (socket.AF_INET, socket.AF_INET6):
         return None
     address = message.get_attr("NDA_DST")

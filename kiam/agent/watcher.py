@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from kiam.agent.bindings import Neighbourhood, Way, covers
@@ -39,6 +39,8 @@ class KernelWatcher:
         self._neighbourhood = Neighbourhood()
         self._bound: dict[str, Way] = {}
         self._wanted: set[str] = set()
+        # Link-layer addresses that ways go by. Those of pods that are gone stay in until everything is read anew.
+        self._lladdrs: set[str] = set()
 
     def start(self) -> Self:
         """Open the sockets, listen first and read all there is then, so that nothing falls in between."""
@@ -81,26 +83,42 @@ class KernelWatcher:
             for change in self._changes.read():
                 self._take(change)
         except ChangesLostError:
-            log.warning("kernel notifications were lost: no pod is remembered until the server confirms it")
+            # What is there now is as good as how it came to be: interface numbers aren't used twice, so no way can
+            # have changed hands and be the same again.
+            log.warning("kernel notifications were lost: the ways to all pods are looked at anew")
             self._read_everything()
-            for address in list(self._bound):
-                self._break(address)
+            self._check(list(self._bound))
 
     def _read_everything(self) -> None:
         self._neighbourhood = Neighbourhood()
+        self._lladdrs = {way.lladdr for way in self._bound.values() if way.lladdr}
         for change in self._questions.everything():
             self._note(change)
 
     def _take(self, change: Change) -> None:
         self._note(change)
-        for address in [address for address, way in self._bound.items() if _concerns(change, address, way)]:
+        if not isinstance(change, PortChange) or change.lladdr in self._lladdrs:
+            self._check([address for address, way in self._bound.items() if _concerns(change, address, way)])
+        if len(self._wanted) > len(self._bound):
+            for address in self._wanted - self._bound.keys():
+                if self._may_complete(change, address) and self._may_bind(address):
+                    self._bind(address)
+
+    def _check(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
             way = self._bound[address]
             if not self._neighbourhood.still_holds(address, way, self._questions.route_to(address)):
                 self._break(address)
-        if len(self._wanted) > len(self._bound):
-            for address in self._wanted - self._bound.keys():
-                if _may_complete(change, address) and self._may_bind(address):
-                    self._bind(address)
+
+    def _may_complete(self, change: Change, address: str) -> bool:
+        """Whether a change may be what was missing to bind an address."""
+        if isinstance(change, NeighbourChange):
+            return change.address == address
+        if isinstance(change, PortChange):
+            return self._neighbourhood.neighbours.get((change.bridge, address)) == change.lladdr
+        if isinstance(change, RouteChange):
+            return covers(change.network, address)
+        return True
 
     def _note(self, change: Change) -> None:
         near = self._neighbourhood
@@ -122,6 +140,8 @@ class KernelWatcher:
         if way is None:
             return False
         self._bound[address] = way
+        if way.lladdr:
+            self._lladdrs.add(way.lladdr)
         return True
 
     def _look_for(self, address: str) -> None:
@@ -144,15 +164,6 @@ def _put(
         table[key] = value  # type: ignore[assignment]  # both tables are written with their own kind of value
     else:
         table.pop(key, None)
-
-
-def _may_complete(change: Change, address: str) -> bool:
-    """Whether a change may be what was missing to bind an address."""
-    if isinstance(change, NeighbourChange):
-        return change.address == address
-    if isinstance(change, RouteChange):
-        return covers(change.network, address)
-    return True
 
 
 def _concerns(change: Change, address: str, way: Way) -> bool:

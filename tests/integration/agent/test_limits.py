@@ -70,7 +70,16 @@ async def until(condition: Callable[[], bool]) -> None:
 class Bench:
     """An agent's HTTP side on loopback, with an upstream that answers what a test wants."""
 
-    def __init__(self, port: int, held: Held, handlers: Handlers, pods: PodServer, seen: list[bytes]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        port: int,
+        held: Held,
+        handlers: Handlers,
+        pods: PodServer,
+        seen: list[bytes],
+    ) -> None:
+        self.registry = registry
         self.port, self.held, self.handlers, self.pods, self.seen = port, held, handlers, pods, seen
         self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -110,7 +119,7 @@ async def bench() -> AsyncIterator[Bench]:
         handlers = Handlers(held, passing_on, service, metrics, LIMITS, allow_ip_query=False)
         pods = PodServer(handlers, LIMITS, metrics, handlers.at_once)
         server = await loop.create_server(pods, "127.0.0.1", 0)
-        made = Bench(server.sockets[0].getsockname()[1], held, handlers, pods, seen)
+        made = Bench(registry, server.sockets[0].getsockname()[1], held, handlers, pods, seen)
         answering.append(made)
         yield made
         held.known.set()
@@ -129,9 +138,11 @@ async def test_headers_that_come_too_slowly_are_cut_from_the_start_of_the_connec
                 await asyncio.sleep(0.02)
 
     task = asyncio.create_task(trickle())
-    answer = await asyncio.wait_for(reader.read(), 5)
+    # A client that goes on sending may see the connection reset before it sees why.
+    with contextlib.suppress(ConnectionResetError):
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 408 ")
     task.cancel()
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert bench.registry.get_sample_value("kiam_agent_refused_connections_total", {"reason": "slow headers"}) == 1
 
 
 async def test_slow_headers_are_cut_on_a_connection_that_was_good_before(bench: Bench) -> None:
