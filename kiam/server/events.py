@@ -23,8 +23,8 @@ LONGEST_MESSAGE = 1024
 """Characters the API takes (validation of v1.Event)."""
 WRITES_PER_SECOND, BURST = 10.0, 50
 """Bounds what refused pods can make the server write to the API, all of them together."""
-REPEAT_INTERVAL = 10.0
-"""Seconds between two writes of one Event: repeats in between are counted and written together."""
+REPEAT_INTERVAL, LONGEST_REPEAT_INTERVAL = 1.0, 300.0
+"""Seconds between two writes of one Event, doubling with each: repeats in between are counted and written together."""
 MOST_MESSAGES = 10
 """Different messages a pod gets for one reason; what else it provokes (a role's name is the pod's to choose) is
 counted on one combined Event."""
@@ -53,7 +53,7 @@ class _Series:
     first: datetime
     last: datetime
     count: int = 0
-    written: int = 0
+    writes: int = 0
     write_after: float = 0.0
     created: bool = False
 
@@ -131,9 +131,10 @@ class EventRecorder:
                 del self._messages[key[:2]]
 
     async def _write(self, api: EventsApi, series: _Series) -> None:
-        series.write_after = time.monotonic() + REPEAT_INTERVAL
+        interval = min(REPEAT_INTERVAL * 2 ** min(series.writes, 20), LONGEST_REPEAT_INTERVAL)
+        series.write_after = time.monotonic() + interval
+        series.writes += 1
         path = f"/api/v1/namespaces/{series.pod.namespace}/events"
-        count = series.count
         try:
             if series.created:
                 await self._count(api, path, series)
@@ -143,8 +144,6 @@ class EventRecorder:
         except KubeError as error:
             # A pod that is gone, a namespace that is ending, RBAC without events: an Event is worth one try.
             log.warning("event not written: %s", error, extra={"pod": f"{series.pod.namespace}/{series.pod.name}"})
-            return
-        series.written = count
 
     async def _count(self, api: EventsApi, path: str, series: _Series) -> None:
         try:
