@@ -66,7 +66,7 @@ test: setup
 # The Dockerfile's own steps in a debootstrap folder, and what they made, confined as the chart confines it.
 test-image: setup
 	$(call install-missing,debootstrap)
-	$(BIN)/pytest -q -m "image"
+	$(BIN)/pytest -q -s -m "image"
 
 # Other kernels, in QEMU: make test-vm KERNELS="5.10 6.1 6.12 newest"
 KERNELS ?= 5.10 6.1 6.12 newest
