@@ -214,7 +214,7 @@ def main() -> int:
         print(f"make demo: {why}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
     box = NodeInABox(dataplane)
     try:
