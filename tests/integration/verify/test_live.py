@@ -209,6 +209,7 @@ def test_a_real_pods_namespace_serves_as_well(site: Site) -> None:
     assert found.one(PACKET).status is Status.PASS
 
 
+@pytest.mark.timeout(300)
 def test_a_node_with_kiams_own_agent_passes_with_each_dataplane() -> None:
     with NodeInABox("none") as box:
         box.add_namespace("team")
