@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from kiam.cli.check_table import print_results
 from kiam.cli.config_flags import check_flags, collect_problems
-from kiam.cli.config_output import print_results
 from kiam.dataplane.verify.results import CheckResult, any_failed
 
 CHECKED = {"agent": "the flags of kiam agent", "server": "the flags of kiam server"}

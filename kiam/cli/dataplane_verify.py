@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kiam.cli.check_table import print_results
 from kiam.cli.dataplane_options import add_wanted_state, ipv4_address, wanted_state
 from kiam.dataplane.registry import DATAPLANES
-from kiam.dataplane.verify.results import CheckResult, Status, any_failed
+from kiam.dataplane.verify.results import any_failed
 from kiam.errors import UserError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from rich.table import Table
-
 AUTO = "auto"
 BY_HAND = "none"
-COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.WARN: "yellow", Status.SKIP: "dim"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             results = list(verify(wanted, settings))
         except KeyboardInterrupt:
             raise UserError("interrupted; everything made for the proof has been removed") from None
-    if arguments.output == "json":
-        print(json.dumps(as_json(results), indent=2))
-    else:
-        from rich.console import Console
-
-        Console().print(build_table(results))
-        print(summary(results))
+    print_results(results, arguments.output)
     return 1 if any_failed(results) else 0
 
 
@@ -97,32 +87,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
-
-
-def as_json(results: Sequence[CheckResult]) -> dict[str, object]:
-    """For ``--output json``."""
-    return {"failed": any_failed(results), "checks": [dataclasses.asdict(result) for result in results]}
-
-
-def build_table(results: Sequence[CheckResult]) -> Table:
-    """The table for people."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("check", overflow="fold")
-    table.add_column("", no_wrap=True)
-    table.add_column("seen, and what mends it", overflow="fold")
-    for result in results:
-        # Text, not markup: rules and addresses hold square brackets.
-        seen = Text(result.seen)
-        if result.mend:
-            seen.append(f"\n{result.mend}", "bold")
-        table.add_row(Text(result.check), Text(result.status, COLOURS[result.status]), seen)
-    return table
-
-
-def summary(results: Sequence[CheckResult]) -> str:
-    """How many of each."""
-    counts = {status: sum(result.status is status for result in results) for status in Status}
-    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
