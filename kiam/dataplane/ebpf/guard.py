@@ -19,43 +19,38 @@ from kiam.errors import UserError
 TABLE = "kiam_ebpf"
 _FAMILY = "inet"
 _COUNTER = "bypass"
-_CHAIN = "guard"
-_PRIORITY = -310
+_REQUESTS = "requests"
+_ANSWERS = "answers"
+_BEFORE_ALL = -310
 """Ahead of NF_IP_PRI_RAW (-300), conntrack and every DNAT: nothing may rewrite the destination first."""
 _LOOPBACK = "lo"
 
 
-def _rule(protocol: str, address: str) -> dict[str, Any]:
-    return {
-        "family": _FAMILY,
-        "table": TABLE,
-        "chain": _CHAIN,
-        "expr": [
-            {"match": {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": _LOOPBACK}},
-            {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": "daddr"}}, "right": address}},
-            {"counter": _COUNTER},
-            {"drop": None},
-        ],
-    }
+def _rule(chain: str, *matches: dict[str, Any]) -> dict[str, Any]:
+    expression = [*({"match": match} for match in matches), {"counter": _COUNTER}, {"drop": None}]
+    return {"rule": {"family": _FAMILY, "table": TABLE, "chain": chain, "expr": expression}}
+
+
+def _chain(name: str, hook: str, priority: int) -> dict[str, Any]:
+    kind = {"type": "filter", "hook": hook, "prio": priority, "policy": "accept"}
+    return {"chain": {"family": _FAMILY, "table": TABLE, "name": name, **kind}}
+
+
+def _address(protocol: str, field: str, address: str) -> dict[str, Any]:
+    return {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": address}
 
 
 def wanted_objects() -> list[dict[str, Any]]:
     """The table's contents in libnftables' JSON (libnftables-json(5))."""
+    from_outside = {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": _LOOPBACK}
+    addresses = (("ip", str(METADATA_IPV4)), ("ip6", str(METADATA_IPV6)))
     return [
         {"counter": {"family": _FAMILY, "table": TABLE, "name": _COUNTER}},
-        {
-            "chain": {
-                "family": _FAMILY,
-                "table": TABLE,
-                "name": _CHAIN,
-                "type": "filter",
-                "hook": "prerouting",
-                "prio": _PRIORITY,
-                "policy": "accept",
-            }
-        },
-        {"rule": _rule("ip", str(METADATA_IPV4))},
-        {"rule": _rule("ip6", str(METADATA_IPV6))},
+        _chain(_REQUESTS, "prerouting", _BEFORE_ALL),
+        _chain(_ANSWERS, "forward", _BEFORE_ALL),
+        *(_rule(_REQUESTS, from_outside, _address(protocol, "daddr", address)) for protocol, address in addresses),
+        # A request may have left by a way of its own, past this namespace; its answer is not to get in.
+        *(_rule(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
     ]
 
 

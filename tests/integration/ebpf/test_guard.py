@@ -46,6 +46,19 @@ def test_ipv6_packets_are_dropped_on_the_host(redirected: World, pod: PodNet) ->
     assert_dropped(redirected, pod, ways.send_packet_socket6, str(pod.address6))
 
 
+def send_from_metadata_address(to: str) -> int:
+    # The real service's address as the source: an answer to a request that left by another way.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((str(METADATA_IPV4), 0))
+        return sender.sendto(b"credentials", (to, 9))
+
+
+def test_answers_of_the_real_service_to_a_pod_are_dropped(redirected: World, pod: PodNet) -> None:
+    bypassed = redirected.drops()["bypass"]
+    redirected.net.aws.call(send_from_metadata_address, str(pod.address))
+    wait_until(lambda: redirected.drops()["bypass"] == bypassed + 1, "the guard to count the answer")
+
+
 def test_a_pod_that_comes_after_the_install_is_guarded_and_redirected(redirected: World) -> None:
     late = redirected.add_pod("late")
     assert redirected.from_pod(late, ask).who == "agent"

@@ -198,8 +198,8 @@ def test_a_program_that_is_attached_twice_is_noticed_and_taken_off_once(redirect
     "command",
     [
         "delete table inet kiam_ebpf",
-        "flush chain inet kiam_ebpf guard",
-        "insert rule inet kiam_ebpf guard accept",
+        "flush chain inet kiam_ebpf requests",
+        "insert rule inet kiam_ebpf requests accept",
     ],
 )
 def test_a_guard_that_somebody_broke_is_noticed_and_mended(redirected: World, command: str) -> None:

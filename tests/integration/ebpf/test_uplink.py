@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -13,7 +14,7 @@ from kiam.dataplane import METADATA_IPV4
 from kiam.dataplane.ebpf import bpf, uplink
 from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
-from tests.sandbox.netns import AWS_IPV4, NetNs, PodNet
+from tests.sandbox.netns import AWS_IPV4, NODE_IPV4, NetNs, PodNet
 from tests.sandbox.process import wait_until
 
 SCHED_CLS = 3
@@ -45,6 +46,15 @@ def test_what_of_its_packets_no_hook_redirected_is_dropped(redirected: World, ma
     bypassed, beyond = redirected.drops()["bypass"], redirected.packets_beyond_node()
     assert macvlan_pod.call(ask, str(METADATA_IPV4), 80, 0, None, 0.3).error
     assert redirected.drops()["bypass"] > bypassed
+    assert redirected.packets_beyond_node() == beyond
+
+
+@pytest.mark.parametrize("send", [ways.send_raw_packet, ways.send_packet_socket])
+def test_tcp_made_by_hand_on_the_host_network_is_dropped(redirected: World, send: Callable[[str], int]) -> None:
+    bypassed, beyond = redirected.drops()["bypass"], redirected.packets_beyond_node()
+    with suppress(OSError):  # ENOBUFS
+        redirected.from_host_network_pod(send, str(NODE_IPV4))
+    assert redirected.drops()["bypass"] == bypassed + 1
     assert redirected.packets_beyond_node() == beyond
 
 

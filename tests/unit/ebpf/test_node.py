@@ -46,10 +46,19 @@ def test_the_named_attach_point_must_be_a_cgroup2_directory(tmp_path: Path, monk
 
 
 def test_the_guard_drops_both_metadata_addresses_on_every_interface_but_loopback_before_any_translation() -> None:
-    rules = [one["rule"]["expr"] for one in wanted_objects() if "rule" in one]
-    assert [rule[1]["match"]["right"] for rule in rules] == ["169.254.169.254", "fd00:ec2::254"]
-    for rule in rules:
+    rules = [one["rule"] for one in wanted_objects() if "rule" in one]
+    requests = [rule["expr"] for rule in rules if rule["chain"] == "requests"]
+    assert [rule[1]["match"]["right"] for rule in requests] == ["169.254.169.254", "fd00:ec2::254"]
+    for rule in requests:
         assert rule[0]["match"] == {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": "lo"}
         assert rule[-1] == {"drop": None}
-    (chain,) = [one["chain"] for one in wanted_objects() if "chain" in one]
-    assert (chain["hook"], chain["prio"]) == ("prerouting", -310)
+    chains = {one["chain"]["name"]: one["chain"] for one in wanted_objects() if "chain" in one}
+    assert (chains["requests"]["hook"], chains["requests"]["prio"]) == ("prerouting", -310)
+
+
+def test_the_guard_drops_only_forwarded_answers() -> None:
+    rules = [one["rule"]["expr"] for one in wanted_objects() if "rule" in one and one["rule"]["chain"] == "answers"]
+    assert [rule[0]["match"]["right"] for rule in rules] == ["169.254.169.254", "fd00:ec2::254"]
+    assert {rule[0]["match"]["left"]["payload"]["field"] for rule in rules} == {"saddr"}
+    (chain,) = [one["chain"] for one in wanted_objects() if "chain" in one and one["chain"]["name"] == "answers"]
+    assert chain["hook"] == "forward"

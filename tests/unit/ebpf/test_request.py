@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
@@ -21,6 +21,7 @@ WANTED = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(WANTED, st.text("abc/ ü", min_size=1))
 def test_a_request_is_read_as_it_was_meant(wanted: WantedState, cgroup: str) -> None:
     line = write_request(wanted, Path(cgroup))

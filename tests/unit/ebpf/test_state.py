@@ -7,7 +7,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiam.dataplane import HostNetwork
@@ -54,6 +54,7 @@ CONFIG = Config(
 )
 
 
+@settings(deadline=None)
 @given(CONFIGS)
 def test_what_is_packed_is_read_back(config: Config) -> None:
     assert Config.unpack(config.pack()) == config
@@ -66,12 +67,14 @@ def test_addresses_and_ports_are_packed_in_network_byte_order() -> None:
     assert raw[16:32] == CONFIG.host_address6.packed  # type: ignore[union-attr]  # it is set, see above
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2 * CONFIG_SIZE).filter(lambda raw: len(raw) != CONFIG_SIZE))
 def test_another_versions_layout_is_not_read(raw: bytes) -> None:
     with pytest.raises(ValueError, match="another version"):
         Config.unpack(raw)
 
 
+@settings(deadline=None)
 @given(CONFIGS)
 def test_a_configuration_does_not_differ_from_itself(config: Config) -> None:
     assert differences(config, config) == []
