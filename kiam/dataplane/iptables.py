@@ -144,7 +144,9 @@ class IptablesDataplane:
         redirects = 0
         drops: dict[str, int] = {}
         for programs in _all_programs():
-            ruleset = _save(programs)
+            if programs.backend is IptablesBackend.LEGACY and not has_legacy_tables(programs.ipv6):
+                continue
+            ruleset = programs.count()
             redirects += redirects_counted(ruleset)
             for reason, count in drops_counted(ruleset).items():
                 drops[reason] = drops.get(reason, 0) + count

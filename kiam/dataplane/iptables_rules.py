@@ -30,6 +30,7 @@ HOST_NETWORK = "KIAM-HOST-NETWORK"
 MADE = "made:"
 """Starts the comment in INSTALLED that lists what iptables-nft made of the table so that we could use it."""
 
+BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 CLOSED_PORT = 1
 """A port of the node on which nobody listens (tcpmux, RFC 1078): the kernel answers with a reset."""
 
@@ -153,13 +154,7 @@ def own_hooks(table: Table) -> list[Rule]:
 
     A rule that reads like one of INSTALLED but is there more often than INSTALLED says was written by hand, and stays.
     """
-    owned = [
-        rule
-        for chain, rules in table.items()
-        if not chain.startswith(PREFIX)
-        for rule in rules
-        if (rule.target or "").startswith(PREFIX)
-    ]
+    owned = [rule for chain in BUILT_IN for rule in table.get(chain, ()) if (rule.target or "").startswith(PREFIX)]
     present = list(table.get("PREROUTING", ()))
     for copy in table.get(INSTALLED, ()):
         rule = Rule("PREROUTING", copy.words)

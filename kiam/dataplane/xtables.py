@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import overload
 
 from kiam.dataplane import InterfacePattern
 
@@ -87,24 +88,81 @@ def split_words(text: str) -> tuple[str, ...]:
     )
 
 
-def parse_save(text: str) -> dict[str, dict[str, list[Rule]]]:
+class SavedRules(Sequence[Rule]):
+    """A chain's rules as iptables-save printed them, read when they are first looked at.
+
+    kube-proxy has tens of thousands of rules in chains that nobody has to look into.
+    """
+
+    __slots__ = ("_chain", "_lines", "_rules")
+
+    def __init__(self, chain: str) -> None:
+        self._chain = chain
+        self._lines: list[str] = []
+        self._rules: list[Rule] | None = None
+
+    def add(self, line: str) -> None:
+        """Append a rule: ``[12:750] -A CHAIN ...``, or without the counters."""
+        self._lines.append(line)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Rule: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Rule]: ...
+    def __getitem__(self, index: int | slice) -> Rule | list[Rule]:
+        if self._rules is None:
+            self._rules = [_parse_line(self._chain, line) for line in self._lines]
+        return self._rules[index]
+
+
+def _parse_line(chain: str, line: str) -> Rule:
+    counted = _COUNTERS.match(line)
+    text = line[counted.end() :] if counted else line
+    words = split_words(text.removeprefix(f"-A {chain}"))
+    packets, size = (int(counted[1]), int(counted[2])) if counted else (0, 0)
+    if "-c" in words:
+        # iptables -v -S has the counters in the middle.
+        place = words.index("-c")
+        packets, size = int(words[place + 1]), int(words[place + 2])
+        words = words[:place] + words[place + 3 :]
+    return Rule(chain, words, packets, size)
+
+
+def parse_save(text: str) -> dict[str, dict[str, SavedRules]]:
     """Read the output of ``iptables-save``, with or without ``--counters``. Lines it doesn't know are skipped."""
-    ruleset: dict[str, dict[str, list[Rule]]] = {}
-    table: dict[str, list[Rule]] = {}
+    ruleset: dict[str, dict[str, SavedRules]] = {}
+    table: dict[str, SavedRules] = {}
+
+    def chain_of(name: str) -> SavedRules:
+        found = table.get(name)
+        if found is None:
+            found = table[name] = SavedRules(name)
+        return found
+
     for line in text.splitlines():
         if line.startswith("*"):
             table = ruleset.setdefault(line[1:].strip(), {})
         elif line.startswith(":"):
-            table.setdefault(line[1:].split(" ", 1)[0], [])
-        else:
-            counted = _COUNTERS.match(line)
-            packets, size = (int(counted[1]), int(counted[2])) if counted else (0, 0)
-            rest = line[counted.end() :] if counted else line
-            if rest.startswith("-A "):
-                _, chain, *words = rest.split(" ", 2)
-                rule = Rule(chain, split_words(words[0]) if words else (), packets, size)
-                table.setdefault(chain, []).append(rule)
+            chain_of(line[1:].split(" ", 1)[0])
+        elif (start := line.find("-A ")) == 0 or (start > 0 and line.startswith("[")):
+            chain_of(line[start + 3 :].split(" ", 1)[0]).add(line)
     return ruleset
+
+
+def parse_list(text: str) -> dict[str, SavedRules]:
+    """Read one table from the output of ``iptables -v -S``."""
+    table: dict[str, SavedRules] = {}
+    for line in text.splitlines():
+        verb, _, rest = line.partition(" ")
+        if verb in ("-A", "-N", "-P"):
+            name = rest.split(" ", 1)[0]
+            chain = table.setdefault(name, SavedRules(name))
+            if verb == "-A":
+                chain.add(line)
+    return table
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,16 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
+def _connect(address: str, port: int, timeout: float) -> socket.socket:
+    return _abortive(socket.create_connection((address, port), timeout=timeout))
+
+
+def _abortive(connection: socket.socket) -> socket.socket:
+    # Closing resets, and leaves nothing behind that would be sent again and be counted in another test.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return connection
+
+
 def _ask(connection: socket.socket) -> dict[str, Any]:
     connection.sendall(b"who\n")
     return _read(connection)
@@ -45,7 +55,7 @@ def _read(connection: socket.socket) -> dict[str, Any]:
 def open_connection(name: str, address: str, port: int, kind: str = "tcp") -> dict[str, Any]:
     """Connect, keep the connection under that name, and say what the process sees of it."""
     protocol = IPPROTO_MPTCP if kind == "mptcp" else 0
-    connection = socket.socket(_family(address), socket.SOCK_STREAM, protocol)
+    connection = _abortive(socket.socket(_family(address), socket.SOCK_STREAM, protocol))
     connection.settimeout(TIMEOUT)
     if kind == "fastopen":
         connection.settimeout(None)  # or the connection goes on by itself and sendto fails with EINPROGRESS
@@ -78,7 +88,7 @@ def who(address: str, port: int = 80, kind: str = "tcp") -> dict[str, Any]:
 
 def try_connect(address: str, port: int) -> None:
     """Send the first packet of a connection, and don't wait long for an answer."""
-    with socket.create_connection((address, port), timeout=0.1):
+    with _connect(address, port, 0.1):
         pass
 
 
@@ -89,7 +99,7 @@ def many(address: str, port: int, number: int) -> dict[str, int]:
 
     def one() -> None:
         try:
-            with socket.create_connection((address, port), timeout=10) as connection:
+            with _connect(address, port, 10) as connection:
                 everyone.wait(10)
                 service = _ask(connection)["service"]
         except OSError as error:
@@ -112,7 +122,7 @@ def start_load(address: str, port: int, threads: int) -> None:
     def run() -> None:
         while not stop.is_set():
             try:
-                with socket.create_connection((address, port), timeout=5) as connection:
+                with _connect(address, port, 5) as connection:
                     service = _ask(connection)["service"]
             except OSError as error:
                 service = errno.errorcode.get(error.errno or 0, str(error))

@@ -27,7 +27,7 @@ from kiam.dataplane.iptables_rules import (
     remove_script,
     table_rules,
 )
-from kiam.dataplane.xtables import Rule, parse_save
+from kiam.dataplane.xtables import Rule, Ruleset, parse_save
 from kiam.errors import UserError
 
 HOST = IPv4Address("10.0.0.1")
@@ -179,7 +179,7 @@ def test_what_is_missing_is_told_with_the_rule() -> None:
     assert problems[1] == f"the chain {INSTALLED} of nat is missing"
 
 
-def ruleset_of(*lines: str, hint: bool = False) -> dict[str, dict[str, list[Rule]]]:
+def ruleset_of(*lines: str, hint: bool = False) -> Ruleset:
     mangle = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n" if hint else ""
     return parse_save(mangle + "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *lines, "COMMIT"]))
 
@@ -196,9 +196,7 @@ def ruleset_of(*lines: str, hint: bool = False) -> dict[str, dict[str, list[Rule
         (ruleset_of("-A FORWARD -j KIAM-TO-METADATA"), ruleset_of("-A FORWARD -j ACCEPT"), "legacy"),
     ],
 )
-def test_the_backend_is_where_the_hosts_rules_are(
-    nft: dict[str, dict[str, list[Rule]]], legacy: dict[str, dict[str, list[Rule]]], chosen: str
-) -> None:
+def test_the_backend_is_where_the_hosts_rules_are(nft: Ruleset, legacy: Ruleset, chosen: str) -> None:
     assert choose_backend([nft], [legacy]) == IptablesBackend(chosen)
 
 
