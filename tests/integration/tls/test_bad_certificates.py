@@ -6,20 +6,16 @@ import socket
 import ssl
 import subprocess
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import pytest
 
 from kiam.tls import TLSFiles
-from kiam.tls.issue import Issued
 from tests.integration.agent.conftest import running_agent
 from tests.integration.tls.conftest import NAMES, kiam, running_server, secret, tls_flags
 from tests.sandbox.kubeapi import write_kubeconfig
-from tests.unit.tls.files import Authority, days, write
+from tests.unit.tls.files import Authority, days, grpc_server, write
 
 AUTHORITY = Authority.make("kiam CA")
 STRANGER = Authority.make("other CA")
@@ -34,19 +30,6 @@ WORDS = {
     "wrong host": "valid until {until}, is for kiam-server, 10.0.0.1 and not for 'localhost'",
     "wrong authority": "valid until {until}, was issued by 'other CA' and is not signed by an authority in --ca",
 }
-
-
-@contextmanager
-def presenting(issued: Issued) -> Iterator[int]:
-    """A gRPC server with a certificate that ours would refuse to start with, as one that ran into its expiry has."""
-    server = grpc.server(ThreadPoolExecutor(1))
-    credentials = grpc.ssl_server_credentials([(issued.key, issued.cert)], AUTHORITY.pem, True)
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    server.start()
-    try:
-        yield port
-    finally:
-        server.stop(None).wait()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,7 +62,8 @@ def agent_files(tmp_path: Path) -> TLSFiles:
 def test_health_check_and_log_say_which_certificate_is_wrong_and_until_when(
     tmp_path: Path, agent_files: TLSFiles, defect: str
 ) -> None:
-    with presenting(BAD[defect]) as port:
+    # A server of ours refuses to start with some of these; one that ran into its expiry shows it all the same.
+    with grpc_server(BAD[defect], AUTHORITY.pem) as port:
         wanted = WORDS[defect].format(port=port, until=f"{BAD[defect].not_after:%Y-%m-%d %H:%M:%SZ}")
         address = f"--server-address=localhost:{port}"
         with running_agent(tmp_path, f"localhost:{port}", agent_files) as agent:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -86,3 +89,18 @@ def write(directory: Path, issued: Issued, ca: bytes) -> TLSFiles:
     files.key.write_bytes(issued.key)
     files.ca.write_bytes(ca)
     return files
+
+
+@contextmanager
+def grpc_server(certificate: Issued, client_ca: bytes) -> Iterator[int]:
+    """A gRPC server of the C core with this certificate, on a loopback port; it knows no method."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.key, certificate.cert)], client_ca, require_client_auth=True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None).wait()

@@ -6,35 +6,23 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 
 from kiam.errors import UserError
 from kiam.tls.diagnosis import diagnose, explain_failure, split_address
 from kiam.tls.issue import Issued
-from tests.unit.tls.files import Authority, days, write
+from tests.unit.tls.files import Authority, days, grpc_server, write
 
 AUTHORITY = Authority.make()
 SERVER = AUTHORITY.sign("kiam-server", ["localhost", "kiam-server"])
 AGENT = AUTHORITY.sign("agent", ["agent"])
 
 
-@contextmanager
-def serving(certificate: Issued, client_ca: bytes = AUTHORITY.pem, chain: bytes = b"") -> Iterator[int]:
-    server = grpc.server(ThreadPoolExecutor(1))
-    credentials = grpc.ssl_server_credentials(
-        [(certificate.key, certificate.cert + chain)], client_ca, require_client_auth=True
-    )
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    server.start()
-    try:
-        yield port
-    finally:
-        server.stop(None).wait()
+def serving(certificate: Issued, client_ca: bytes = AUTHORITY.pem) -> AbstractContextManager[int]:
+    return grpc_server(certificate, client_ca)
 
 
 def explain(directory: Path, port: int, agent: Issued = AGENT, ca: bytes = AUTHORITY.pem) -> str:
