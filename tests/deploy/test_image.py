@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -14,7 +15,7 @@ import pytest
 from kiam import __version__
 from kiam.cli import COMMANDS
 from kiam.dataplane.cgroups import find_cgroup2_root
-from tests.deploy.chart import GIVEN_CERTIFICATES, Manifest, at, find, manifests
+from tests.deploy.chart import GIVEN_CERTIFICATES, Manifest, at, find, manifests, merged
 from tests.deploy.image import Builder, Image, debootstrap, enter
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
@@ -109,6 +110,41 @@ def test_dataplanes_install_with_the_charts_capabilities(image: Image, cgroup: P
     done = run(image, container["securityContext"], ["sh", "-c", script], {"KIAM_EBPF_CGROUP": str(cgroup)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installed" in done.stdout
+
+
+SERVES = """
+/kiam certs init --dir /tmp/tls >/dev/null && /kiam certs agent --dir /tmp/tls --out agent >/dev/null || exit 3
+"$@" 2>/tmp/log & agent=$!
+for _ in $(seq 300); do {ready} && break; kill -0 $agent || break; sleep 0.1; done
+{ready} && /opt/kiam/bin/python -c 'import urllib.request as u; print(u.urlopen("http://10.0.0.1:8181/ping").read().decode())'
+cat /tmp/log >&2
+kill $agent; wait $agent
+"""
+"""Starts an agent as its pod does, waits for its readiness probe, and asks what its liveness probe asks."""
+
+
+@pytest.mark.parametrize("dataplane", ["none", "ebpf"])
+def test_an_agent_serves_as_the_chart_starts_it(image: Image, cgroup: Path, dataplane: str) -> None:
+    files = {"caFileName": "ca.pem", "certFileName": "agent.pem", "keyFileName": "agent-key.pem"}
+    chosen = merged(at("agent.dataplane", dataplane), at("agent.tlsCerts", files))
+    agent = find(manifests(GIVEN_CERTIFICATES, chosen), "DaemonSet/kiam-agent")["spec"]["template"]["spec"]
+    (container,) = agent["containers"]
+    words = [
+        word.replace("$(HOST_IP)", "10.0.0.1").replace("/etc/kiam/tls", "/tmp/tls")
+        for word in container["command"] + container["args"]
+    ]
+    ready = shlex.join(container["readinessProbe"]["exec"]["command"])
+    environment = {"KIAM_EBPF_CGROUP": str(cgroup), "NODE_NAME": "node", "HOST_IP": "10.0.0.1"}
+    script = SERVES.replace("{ready}", ready)
+    done = run(image, container["securityContext"], ["sh", "-c", script, "sh", *words], environment)
+    assert done.stdout == "pong\n", done.stderr
+    if dataplane != "none":
+        run(
+            image,
+            container["securityContext"],
+            ["/kiam", "dataplane", "remove", f"--dataplane={dataplane}"],
+            environment,
+        )
 
 
 def test_without_the_capabilities_the_error_names_the_one_that_is_missing(image: Image) -> None:
