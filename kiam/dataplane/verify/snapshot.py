@@ -16,10 +16,23 @@ from kiam.dataplane.verify.interfaces import Interface
 from kiam.dataplane.verify.iptables_listing import parse_iptables_save
 from kiam.dataplane.verify.nft_listing import parse_nft_ruleset
 from kiam.dataplane.verify.rules import Table
+from kiam.errors import UserError
 
 IPTABLES = ("iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy")
+CAP_NET_ADMIN = 12
+"""linux/capability.h."""
 NET = Path("/proc/thread-self/net")
 """Of the calling thread's network namespace, which /proc/net isn't."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A tool that is missing or failed: its rules, if there are any, were not looked at."""
+
+    tool: str
+    reason: str
+    package: str
+    """The Debian package it comes in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +43,33 @@ class Snapshot:
     interfaces: Sequence[Interface]
     uplinks: Sequence[str]
     """The interfaces of the default routes."""
-    unread: Sequence[str] = ()
-    """Tools that are missing or failed, one line each: their rules, if there are any, were not looked at."""
+    unread: Sequence[Unread] = ()
+
+
+def require_net_admin() -> None:
+    """Without it the kernel shows no rules, which would look as if there were none. Raises UserError."""
+    status = Path("/proc/thread-self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    if not effective >> CAP_NET_ADMIN & 1:
+        raise UserError("reading the node's rules needs root and the capability NET_ADMIN: use sudo, or add NET_ADMIN")
 
 
 def take_snapshot() -> Snapshot:
-    """Read everything. Needs CAP_NET_ADMIN for the rules."""
+    """Read everything. Raises UserError without CAP_NET_ADMIN."""
+    require_net_admin()
     tables: list[Table] = []
-    unread: list[str] = []
+    unread: list[Unread] = []
     for tool in IPTABLES:
         if tool.endswith("legacy") and not _legacy_in_use(tool):
             continue
         try:
             tables += parse_iptables_save(_save(tool), tool)
         except (OSError, RuntimeError) as error:
-            unread.append(f"{tool}: {error}")
+            unread.append(Unread(tool, str(error), "iptables"))
     try:
         tables += parse_nft_ruleset(_nft_ruleset())
     except (OSError, RuntimeError) as error:
-        unread.append(f"nft: {error}")
+        unread.append(Unread("nft", str(error), "python3-nftables"))
     interfaces, uplinks = read_interfaces()
     return Snapshot(tables, interfaces, uplinks, unread)
 

@@ -72,7 +72,8 @@ def check_rules(snapshot: Snapshot, wanted: WantedState, mends: Mends) -> list[C
     """What follows from the listings alone."""
     packets = samples(snapshot.interfaces, wanted)
     results = [
-        warned("listings", f"not looked at: {line}", f"{line.split(':')[0]} --version") for line in snapshot.unread
+        warned("listings", f"{one.tool} was not looked at: {one.reason}", f"apt-get install --yes {one.package}")
+        for one in snapshot.unread
     ]
     if mends.dataplane != "ebpf":
         results += check_redirect(snapshot.tables, packets, wanted, mends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import struct
 import subprocess
@@ -66,7 +67,28 @@ def test_an_unreachable_metadata_service_is_seen_and_mended(site: Site) -> None:
         site.node.run("ip", "route", "flush", "169.254.169.254/32")
 
 
-def test_an_agents_port_nobody_may_use_is_one_line(site: Site) -> None:
+def test_without_the_right_to_read_rules_it_says_so_and_does_not_call_them_missing(site: Site) -> None:
+    done = site.node.run("setpriv", "--inh-caps=-all", "--bounding-set=-all", *site.command_line(), check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "needs root and the capability NET_ADMIN" in line
+
+
+def test_rights_for_reading_only_leave_the_proof_out_with_a_failure(site: Site) -> None:
+    # As in the agent's own container: NET_ADMIN and nothing else.
+    site.by_hand()
+    only = ("setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
+    done = site.node.run(*only, *site.command_line("--dataplane=none", "--output=json"), check=False)
+    checks = {line["check"]: line for line in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert checks["redirect rule"]["status"] == "PASS"
+    assert checks["live: pod to agent"]["status"] == "FAIL"
+    without = site.node.run(*only, *site.command_line("--dataplane=none", "--no-live"), check=False)
+    assert without.returncode == 0
+
+
+def test_a_namespace_that_is_not_there_is_one_line(site: Site) -> None:
     done = site.node.run(*site.command_line("--pod-netns=/nowhere"), check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [

@@ -25,7 +25,7 @@ from kiam.dataplane.verify.live.frames import (
     parse,
     tcp_syn,
 )
-from kiam.dataplane.verify.live.sockdiag import Endpoint, find_connection
+from kiam.dataplane.verify.live.sockdiag import Endpoint, find_connection, find_in_table
 from kiam.dataplane.verify.live.stand_in import HEADER, stand_in
 
 LOOPBACK = IPv4Address("127.0.0.1")
@@ -116,8 +116,10 @@ def test_the_kernel_is_asked_for_exactly_one_connection(listens: str, connects: 
             found = find_connection(local, Endpoint(ip_address(connects), own))
             assert found is not None
             assert (found.local, found.peer.port) == (local, own)
+            assert find_in_table(local, Endpoint(ip_address(connects), own))
             other = own - 1 if own > 1024 else own + 1
             assert find_connection(local, Endpoint(ip_address(connects), other)) is None
+            assert not find_in_table(local, Endpoint(ip_address(connects), other))
         assert find_connection(local, Endpoint(ip_address(connects), 1)) is None
 
 

@@ -8,6 +8,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -44,7 +45,7 @@ class TcpSocket:
 def find_connection(local: Endpoint, peer: Endpoint) -> TcpSocket | None:
     """The connection between the two, whether or not its program has accepted it yet; None when there is none.
 
-    Raises OSError when the kernel can't be asked (built without inet_diag).
+    Raises OSError when the kernel can't be asked.
     """
     family = socket.AF_INET if local.address.version == 4 else socket.AF_INET6
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
@@ -55,6 +56,32 @@ def find_connection(local: Endpoint, peer: Endpoint) -> TcpSocket | None:
     if found is None or found.state == LISTEN or found.peer.port != peer.port:
         return None
     return found
+
+
+def find_in_table(local: Endpoint, peer: Endpoint, net: Path = Path("/proc/thread-self/net")) -> bool:
+    """The same from the kernel's table as text (proc(5)), for kernels without inet_diag.
+
+    Those answer "no such file" to sock_diag, just as for a connection that isn't there.
+    """
+    wanted = (_as_text(local), _as_text(peer))
+    wanted_mapped = (_as_text(local, mapped=True), _as_text(peer, mapped=True))
+    for name in ("tcp", "tcp6"):
+        try:
+            with (net / name).open() as table:
+                if any(tuple(line.split(maxsplit=3)[1:3]) in (wanted, wanted_mapped) for line in table):
+                    return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+def _as_text(end: Endpoint, mapped: bool = False) -> str:
+    # Each 32-bit word of the address in the host's byte order, then the port.
+    packed = end.address.packed
+    if mapped and end.address.version == 4:
+        packed = bytes(10) + b"\xff\xff" + packed
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    return "".join(f"{word:08X}" for word in words) + f":{end.port:04X}"
 
 
 def _request(family: int, local: Endpoint, peer: Endpoint) -> bytes:
