@@ -69,6 +69,11 @@ def open_connection(name: str, address: str, port: int, kind: str = "tcp") -> di
     return {**answer, "own": connection.getsockname()[0], "peer_seen": connection.getpeername()[0]}
 
 
+def make_mptcp_socket() -> None:
+    """Fails where the kernel has no MPTCP."""
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP).close()
+
+
 def ask(name: str) -> dict[str, Any]:
     """Ask once more on a kept connection."""
     return _ask(CONNECTIONS[name])

@@ -170,6 +170,8 @@ def test_a_v4_mapped_address_lands_on_the_agent(plane: Plane, world: World) -> N
 @pytest.mark.parametrize("kind", ["fastopen", "mptcp"])
 @pytest.mark.parametrize("address", [METADATA, MAPPED])
 def test_fast_open_and_mptcp_land_on_the_agent(plane: Plane, world: World, kind: str, address: str) -> None:
+    if kind == "mptcp" and "error" in world.client.ask("make_mptcp_socket"):
+        pytest.skip("this kernel has no MPTCP")
     world.client.do("sysctl", "ipv4/tcp_fastopen", "3")
     plane.install()
     with world.nothing_gets_through():
