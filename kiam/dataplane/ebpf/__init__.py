@@ -21,7 +21,8 @@ from kiam.dataplane.ebpf.request import write_request
 from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, UPLINK_HOOK
 from kiam.errors import UserError
 
-_LOADER_SECONDS = 60.0
+_LOADER_SECONDS = 180.0
+"""Half a second of work, but a node that starts is busy, and the agent is to wait rather than to fail."""
 
 
 class EbpfDataplane:
