@@ -267,7 +267,9 @@ class NodeNet:
         )
         if self.cni == "bridge":
             self.node.ip(
-                "link add cbr0 type bridge",
+                # Of its own, as the CNI bridge plugin gives it one: otherwise it is the lowest of the ports' and
+                # changes with them, and pods go on sending to the old one.
+                "link add cbr0 address 0a:58:0a:2a:00:01 type bridge",
                 "address add 10.42.0.1/24 dev cbr0",
                 "address add fd42:10::1/64 dev cbr0 nodad",
                 "link set cbr0 up",

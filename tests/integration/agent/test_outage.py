@@ -88,21 +88,29 @@ def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
         yield Outage(box, pods)
 
 
-def test_known_pod_is_answered_from_memory(outage: Outage) -> None:
+def test_known_pods_are_answered_and_strangers_are_not(outage: Outage) -> None:
+    # One test, as an outage takes long to make and pytest-xdist would make one for each of several.
+    known_pods_are_answered_from_memory(outage)
+    health_says_that_the_agent_is_on_its_own(outage)
+    strangers_get_nothing(outage)
+    the_server_puts_everything_right_when_it_is_back(outage)
+
+
+def known_pods_are_answered_from_memory(outage: Outage) -> None:
     assert outage.credentials(*[("known", "role-of-known")] * 20) == [200] * 20
     assert ask(outage.pods["known"]).body == b"role-of-known"
     assert outage.credentials(("known", "role-of-two")) == [403]
     assert gauge(outage.box, "kiam_agent_outage_answers_total") >= 20
 
 
-def test_health_says_that_the_agent_is_on_its_own(outage: Outage) -> None:
+def health_says_that_the_agent_is_on_its_own(outage: Outage) -> None:
     answer = outage.pods["known"].ask("/health", host="192.0.2.10", port=8181)
     assert answer.status == 200
     assert answer.headers["kiam-server"].startswith("away for ")
     assert outage.pods["known"].ask("/health?deep=1", host="192.0.2.10", port=8181, timeout=15).status == 500
 
 
-def test_strangers_get_nothing(outage: Outage) -> None:
+def strangers_get_nothing(outage: Outage) -> None:
     outage.pods["stranger"] = outage.box.add_pod("stranger", "role-of-known")
     outage.replace("victim", "thief")
     # The CNI bridge plugin makes a pod's MAC from its address, so a MAC alone tells nothing apart.
@@ -130,7 +138,7 @@ def test_strangers_get_nothing(outage: Outage) -> None:
     assert statuses == [503] * 8 + [200]
 
 
-def test_the_server_puts_everything_right_when_it_is_back(outage: Outage) -> None:
+def the_server_puts_everything_right_when_it_is_back(outage: Outage) -> None:
     box = outage.box
     for name in ("victim", "mac"):
         if name in box.net.pods:
