@@ -101,6 +101,15 @@ def test_environment_may_be_a_map_or_a_list() -> None:
         assert server["spec"]["template"]["spec"]["containers"][0]["env"] == [wanted]
 
 
+def test_only_the_liveness_probe_takes_any_answer(tmp_path: Path) -> None:
+    """A server that waits for STS would otherwise be restarted for ever."""
+    server = find(manifests(GIVEN_CERTIFICATES), "DaemonSet/kiam-server")["spec"]["template"]["spec"]["containers"][0]
+    live = {
+        name: parsed(server[name]["exec"]["command"], tmp_path).live for name in ("livenessProbe", "readinessProbe")
+    }
+    assert live == {"livenessProbe": True, "readinessProbe": False}
+
+
 def test_the_agent_is_ready_when_it_serves_its_port_itself() -> None:
     """Not when whoever answers on that port does: while an upgrade overlaps, that may be the old agent."""
     agent = find(manifests(GIVEN_CERTIFICATES), "DaemonSet/kiam-agent")["spec"]["template"]["spec"]["containers"][0]

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,14 +45,18 @@ def confined(security: Manifest) -> list[str]:
 
 
 def run(
-    image: Image, security: Manifest, command: list[str], environment: Mapping[str, str] | None = None
+    image: Image,
+    security: Manifest,
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    setup: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a command as the chart runs it: read-only file system, capabilities dropped; on a network of its own."""
     line = enter(
         image.root,
         [*confined(security), *command],
         environment=image.environment | dict(environment or {}),
-        setup=["ip link set lo up", "ip address add 10.0.0.1/32 dev lo"],
+        setup=["ip link set lo up", "ip address add 10.0.0.1/32 dev lo", *setup],
         read_only=True,
         namespaces=("--mount", "--pid", "--fork", "--net"),
     )
@@ -145,6 +149,50 @@ def test_an_agent_serves_as_the_chart_starts_it(image: Image, cgroup: Path, data
             ["/kiam", "dataplane", "remove", f"--dataplane={dataplane}"],
             environment,
         )
+
+
+SERVES_443 = """
+/kiam certs init --dir /tmp/tls >/dev/null && /kiam certs server --dir /tmp/tls >/dev/null || exit 3
+echo '{"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "users": [{"name": "u", "user": {}}],
+  "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "current-context": "c"}' >/tmp/kubeconfig
+"$@" 2>/tmp/log & server=$!
+for _ in $(seq 300); do grep -q :01BB /proc/net/tcp /proc/net/tcp6 && break; kill -0 $server || break; sleep 0.1; done
+{live} && {ready}
+cat /tmp/log >&2
+kill $server; wait $server
+"""
+
+
+def test_a_server_that_is_not_root_serves_443_as_the_chart_starts_it(image: Image) -> None:
+    """Without an API it is alive and not ready: its probes, over TLS, tell the one from the other."""
+    files = {"caFileName": "ca.pem", "certFileName": "server.pem", "keyFileName": "server-key.pem"}
+    values = merged(
+        at("server.tlsCerts", files),
+        at("server.extraArgs", {"kubeconfig": "/tmp/kubeconfig"}),
+        at("server.roleBaseArn", "arn:aws:iam::123456789012:role/"),
+    )
+    pod = find(manifests(GIVEN_CERTIFICATES, values), "DaemonSet/kiam-server")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["securityContext"]["runAsUser"] == 65532
+    words, live, ready = (
+        [word.replace("/etc/kiam/tls", "/tmp/tls") for word in line]
+        for line in (
+            container["command"] + container["args"],
+            container["livenessProbe"]["exec"]["command"],
+            container["readinessProbe"]["exec"]["command"],
+        )
+    )
+    script = SERVES_443.replace("{live}", shlex.join(live)).replace("{ready}", shlex.join(ready))
+    (sysctl,) = pod["securityContext"]["sysctls"]
+    done = run(
+        image,
+        container["securityContext"],
+        ["sh", "-c", script, "sh", *words],
+        setup=[f"sysctl -qw {sysctl['name']}={sysctl['value']}"],
+    )
+    # Only the second of the two probes says anything: the first found the server alive.
+    assert done.stderr.startswith("kiam health: the server at 127.0.0.1:443 answers, but isn't ready: "), done.stderr
+    assert done.stderr.count("kiam health: ") == 1
 
 
 def test_without_the_capabilities_the_error_names_the_one_that_is_missing(image: Image) -> None:
