@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import grpc
@@ -62,13 +62,10 @@ class ServerClient:
         settings: ServerSettings,
         reloader: TLSReloader,
         interceptors: Sequence[aio.ClientInterceptor] = (),
-        server_unverified: Callable[[], None] = lambda: None,
     ) -> None:
-        """``server_unverified`` is told when the server's certificate, or ours in its eyes, is not accepted."""
         self._settings = settings
         self._reloader = reloader
         self._interceptors = list(interceptors)
-        self._server_unverified = server_unverified
         self._closing: set[asyncio.Task[None]] = set()
         self._swapped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open(reloader.material)
@@ -137,6 +134,7 @@ class ServerClient:
             if state is grpc.ChannelConnectivity.READY:
                 if not connected:
                     log.info("connected to the server at %s", address)
+                    self._reloader.handshake_ended(accepted=True)
                 connected = True
             else:
                 if connected:
@@ -148,7 +146,7 @@ class ServerClient:
                     if reason and self.channel.get_state() is not grpc.ChannelConnectivity.READY:
                         log.error("no connection to the server at %s: %s", address, reason)
                         if "certificate" in reason:
-                            self._server_unverified()
+                            self._reloader.handshake_ended(accepted=False)
                     elif not reason:
                         log.error("no connection to the server at %s yet", address)
             watch = asyncio.ensure_future(channel.wait_for_state_change(state))

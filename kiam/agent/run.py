@@ -47,8 +47,7 @@ async def run_agent(settings: AgentSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     route_filter = RouteFilter(settings.allow_route_regexp)
-    tls_metrics = TLSMetrics(Side.CLIENT)
-    reloader = TLSReloader(settings.server.tls, Side.CLIENT, tls_metrics)
+    reloader = TLSReloader(settings.server.tls, Side.CLIENT, TLSMetrics(Side.CLIENT))
     metrics = AgentMetrics()
     redirection = _redirection(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -58,7 +57,7 @@ async def run_agent(settings: AgentSettings) -> None:
         upstream = await stack.enter_async_context(
             InstanceMetadata(settings.instance_metadata_url, timeout=REQUEST_BUDGET)
         )
-        client = ServerClient(settings.server, reloader, client_interceptors(), tls_metrics.verify_failed)
+        client = ServerClient(settings.server, reloader, client_interceptors())
         stack.push_async_callback(client.close)
         state = NodeState()
         watcher = KernelWatcher(
@@ -79,6 +78,7 @@ async def run_agent(settings: AgentSettings) -> None:
         if redirection is not None:
             # Before the port is opened: from here on a pod is refused or answered, and never reaches the real service.
             await redirection.install()
+            await stack.enter_async_context(_background(stop, redirection.keep()))
         if await _may_take_over(settings, watch.settled, stop):
             await _serve(settings, handlers, metrics, stop)
         if redirection is not None:

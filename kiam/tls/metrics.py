@@ -23,7 +23,7 @@ class TLSMetrics:
         )
         self._verify_error = Gauge(
             f"{prefix}_verify_error",
-            f"1 if the {side} certificate in use has expired, is not signed by --ca, or has another defect.",
+            f"1 if the {side} certificate in use has expired, is not signed by --ca, or one side refuses the other's.",
             registry=registry,
         )
         self._expiry = Gauge(
@@ -35,13 +35,17 @@ class TLSMetrics:
     def loaded(self, inspected: InspectedTLS) -> None:
         """New material is in use."""
         self._update_error.set(0)
-        self._verify_error.set(0 if inspected.verified else 1)
+        self.verified(inspected)
         self._expiry.set(inspected.expiry.timestamp())
 
     def update_failed(self) -> None:
         """The files changed, and what they hold now can't be used."""
         self._update_error.set(1)
 
+    def verified(self, inspected: InspectedTLS) -> None:
+        """The other side accepted it, or it looks as if it would."""
+        self._verify_error.set(0 if inspected.verified else 1)
+
     def verify_failed(self) -> None:
-        """What is in use is no longer good."""
+        """What is in use is no longer good, or one side didn't accept the other's."""
         self._verify_error.set(1)

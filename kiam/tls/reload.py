@@ -86,6 +86,15 @@ class TLSReloader:
             if self.refresh():
                 changed()
 
+    def handshake_ended(self, accepted: bool) -> None:
+        """Show in the metrics whether both sides accepted each other's certificates."""
+        if self._metrics is None:
+            return
+        if accepted:
+            self._metrics.verified(self._inspected)
+        else:
+            self._metrics.verify_failed()
+
     def _take_over(self, now: datetime) -> bool:
         try:
             material, inspected = load(self._files, self._side, now)

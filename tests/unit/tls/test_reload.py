@@ -224,3 +224,12 @@ def test_files_that_never_hold_still_are_the_users_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(TLSFiles, "fingerprint", lambda _: next(looks))
     with pytest.raises(UserError, match="change faster than they can be read"):
         files.read()
+
+
+def test_refused_handshake_shows_until_one_succeeds(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    reloader = TLSReloader(secret(tmp_path).files, Side.CLIENT, TLSMetrics(Side.CLIENT, registry))
+    reloader.handshake_ended(accepted=False)
+    assert gauges(registry, "client")[1] == 1
+    reloader.handshake_ended(accepted=True)
+    assert gauges(registry, "client")[1] == 0
