@@ -78,7 +78,7 @@ def enter(
     environment: Mapping[str, str],
     setup: Sequence[str] = (),
     read_only: bool = False,
-    namespaces: Sequence[str] = ("--mount", "--pid", "--fork"),
+    namespaces: Sequence[str] = ("--mount", "--pid", "--fork", "--kill-child"),
 ) -> list[str]:
     """The command line that runs a command inside a folder, with /proc, /sys and /dev, in namespaces of its own.
 

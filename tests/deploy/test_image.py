@@ -58,7 +58,7 @@ def run(
         environment=image.environment | dict(environment or {}),
         setup=["ip link set lo up", "ip address add 10.0.0.1/32 dev lo", *setup],
         read_only=True,
-        namespaces=("--mount", "--pid", "--fork", "--net"),
+        namespaces=("--mount", "--pid", "--fork", "--kill-child", "--net"),
     )
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
