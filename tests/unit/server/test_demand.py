@@ -1,0 +1,88 @@
+"""Which identities are wanted, as pods and namespaces come, change and go."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from kiam.server.demand import Demand, Judge
+from kiam.server.identity import Identity
+from kiam.server.objects import Namespace, Pod
+from kiam.server.store import NamespaceStore, PodStore
+
+BASE = "arn:aws:iam::123456789012:role/"
+POD = Pod("u", "ns", "pod", "n1", "192.0.2.1", ("10.0.0.1",), "app", "", "", True, False, False)
+APP = Identity(f"{BASE}app", "kiam-kiam", "")
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.pods, self.namespaces = PodStore(), NamespaceStore()
+        self.judge = Judge(self.namespaces, BASE, "kiam", strict=True)
+        self.log: list[tuple[str, Identity]] = []
+        self.demand = Demand(
+            self.pods,
+            self.namespaces,
+            self.judge,
+            lambda identity: self.log.append(("want", identity)),
+            lambda identity: self.log.append(("unwant", identity)),
+        )
+
+    def permit(self, expression: str) -> None:
+        self.namespaces.put(Namespace("1", "ns", expression))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.permit(".*")
+    return bench
+
+
+def test_first_pod_wants_and_last_pod_unwants(bench: Bench) -> None:
+    bench.pods.put(POD)
+    bench.pods.put(msgspec.structs.replace(POD, uid="v"))
+    assert bench.demand.pods_of(APP) == {"u", "v"}
+    bench.pods.remove("u")
+    assert bench.log == [("want", APP)]
+    bench.pods.remove("v")
+    assert bench.log == [("want", APP), ("unwant", APP)]
+
+
+@pytest.mark.parametrize(
+    ("change", "identity"),
+    [
+        ({"role": "other"}, Identity(f"{BASE}other", "kiam-kiam", "")),
+        ({"session_name": "my/session"}, Identity(f"{BASE}app", "kiam-my-session", "")),
+        ({"external_id": "e"}, Identity(f"{BASE}app", "kiam-kiam", "e")),
+        ({"role": ""}, None),
+        ({"active": False}, None),
+    ],
+)
+def test_changed_pod_wants_what_it_is_now(bench: Bench, change: dict[str, object], identity: Identity | None) -> None:
+    bench.pods.put(POD)
+    bench.pods.put(msgspec.structs.replace(POD, **change))
+    assert bench.log[-1] == ("unwant", APP)
+    assert bench.log[1:-1] == ([("want", identity)] if identity else [])
+
+
+def test_pod_before_its_namespace_wants_once_the_namespace_permits() -> None:
+    bench = Bench()
+    bench.pods.put(POD)
+    assert not bench.judge.decide(POD, "app").allowed
+    assert bench.log == []
+    bench.permit("")
+    assert bench.log == []
+    bench.permit(".*/app")
+    assert bench.log == [("want", APP)]
+    bench.permit(".*/other")
+    assert bench.log[-1] == ("unwant", APP)
+    bench.permit(".*")
+    bench.namespaces.remove("1")
+    assert bench.log[-1] == ("unwant", APP)
+
+
+def test_spellings_of_one_role_are_one_identity(bench: Bench) -> None:
+    for uid, role in (("1", "app"), ("2", "/app"), ("3", f"{BASE}app")):
+        bench.pods.put(msgspec.structs.replace(POD, uid=uid, role=role))
+    assert bench.log == [("want", APP)]
