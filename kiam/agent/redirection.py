@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
@@ -11,11 +12,14 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from kiam.agent.settings import DataplaneSettings
-from kiam.dataplane import Dataplane, WantedState
+from kiam.dataplane import Condition, Dataplane, WantedState
 from kiam.dataplane.registry import load_dataplane
 from kiam.errors import UserError
 
 log = logging.getLogger(__name__)
+
+KEEP_SECONDS = 30.0
+"""How often to look whether the redirection is still there."""
 
 
 def wanted_state(settings: DataplaneSettings, host: IPv4Address | IPv6Address, port: int) -> WantedState:
@@ -41,6 +45,9 @@ class Redirection:
         self._settings = settings
         self._wanted = wanted
         self.dataplane: Dataplane = load_dataplane(settings.name)
+        self._left = False
+        self._changing = threading.Lock()
+        """Threads go on when the task that waits for them is cancelled, so it takes more than the event loop."""
 
     async def install(self) -> None:
         """Bring the kernel to the wanted state. Raises UserError."""
@@ -58,6 +65,39 @@ class Redirection:
                 "--no-iptables-remove leaves it in place"
             )
 
+    async def keep(self, every: float = KEEP_SECONDS) -> None:
+        """Put the redirection back when another program has taken it out (``nft flush ruleset``). Doesn't return.
+
+        Stops pods from getting the node's credentials until somebody notices. Where there is a redirection, but another
+        one, it stays: it may be that of a newer agent with other flags, which takes over this node just now.
+        """
+        told: object = None
+        while True:
+            await asyncio.sleep(every)
+            try:
+                problems = await asyncio.to_thread(self._put_back)
+            except (UserError, OSError) as error:
+                log.error("the redirection can't be checked: %s", error)
+                continue
+            if problems and problems != told:
+                log.warning("the redirection differs from what was installed: %s", "; ".join(problems))
+            told = problems
+
+    def _put_back(self) -> tuple[str, ...]:
+        with self._changing:
+            if self._left:
+                return ()
+            inspection = self.dataplane.inspect(self._wanted)
+            if inspection.condition is Condition.ABSENT:
+                self.dataplane.install(self._wanted)
+                log.warning("another program had taken the redirection out; it is in again")
+            return tuple(inspection.problems)
+
+    def _take_out(self) -> None:
+        with self._changing:
+            self._left = True
+            self.dataplane.remove()
+
     async def leave(self, taken_over: bool) -> None:
         """The agent stops. Take the redirection out if that is wished and no other agent relies on it."""
         if not self._settings.remove_at_exit:
@@ -66,7 +106,7 @@ class Redirection:
             log.info("another agent serves this node: the redirection stays")
             return
         try:
-            await asyncio.to_thread(self.dataplane.remove)
+            await asyncio.to_thread(self._take_out)
         except UserError as error:
             log.error("the redirection can't be taken out: %s", error)
         else:
