@@ -45,8 +45,11 @@ def _context() -> Any:
     return context
 
 
-def failure(said: str) -> UserError:
-    """One line for what libnftables complained of, with what to do about it."""
+def failure(said: str, with_cgroups: bool = False) -> UserError:
+    """One line for what libnftables complained of, with what to do about it.
+
+    ``with_cgroups``: the rules matched cgroups, which older kernels can't.
+    """
     line = next((line.strip() for line in said.splitlines() if "rror" in line), said.strip() or "it said nothing")
     line = line.removeprefix("internal:0:0-0: ").removeprefix("Error: ")
     if "Operation not permitted" in said:
@@ -54,7 +57,7 @@ def failure(said: str) -> UserError:
             "changing nftables needs root and the capability NET_ADMIN: use sudo, or add NET_ADMIN to the container "
             f"({line})"
         )
-    if "cgroupv2" in said:
+    if "cgroupv2" in said or (with_cgroups and "not supported" in said):
         return UserError(
             "this kernel or libnftables can't match cgroups (Linux 5.13 and nftables 0.9.9 can, with the module "
             f"nft_socket): use --host-network=ignore or --dataplane=ebpf ({line})"
@@ -85,7 +88,7 @@ def _apply(transaction: Transaction) -> None:
     else:
         status, _, said = context.cmd(transaction.text)
     if status:
-        raise failure(said)
+        raise failure(said, with_cgroups=not transaction.settable)
 
 
 class NftablesDataplane:

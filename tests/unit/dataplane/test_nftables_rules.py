@@ -156,6 +156,12 @@ def test_chains_that_stay_are_emptied_and_others_deleted() -> None:
     assert [command for entry in transaction.json for command in entry].count("delete") == 2
 
 
+def test_a_kernel_that_can_not_match_cgroups_is_told_apart() -> None:
+    said = "Error: Could not process rule: Operation not supported"
+    assert "Linux 5.13" in str(failure(said, with_cgroups=True))
+    assert "Linux 5.13" not in str(failure(said))
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
