@@ -301,22 +301,28 @@ def _validity_problems(flag: str, path: str, certificate: Certificate, now: date
     return [Problem(flag, Severity.ERROR, f"{path}: certificate {certificate.subject} {what}")]
 
 
-def _usage_problems(path: str, certificate: Certificate, side: Side) -> list[Problem]:
+def usage_problem(certificate: Certificate, side: Side) -> str:
+    """Why gRPC refuses a certificate for its extended key usage (RFC 5280, 4.2.1.12); empty if it doesn't.
+
+    BoringSSL, which gRPC verifies with, wants the usage itself. Go also takes anyExtendedKeyUsage, which is what
+    conventional kiam's cert-manager example asks for (``usages: ["any"]``).
+    """
     wanted = ExtendedKeyUsageOID.SERVER_AUTH if side is Side.SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
     if certificate.usages is None or wanted in certificate.usages:
-        return []
-    # BoringSSL, which gRPC verifies with, wants the usage itself; Go also takes anyExtendedKeyUsage, which is what
-    # conventional kiam's cert-manager example asks for (`usages: ["any"]`).
+        return ""
     kind = "for 'any' and not" if ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in certificate.usages else "not"
-    return [
-        Problem(
-            "cert",
-            Severity.ERROR,
-            f"{path}: certificate {certificate.subject} (until {format_time(certificate.not_after)}) is {kind} for "
-            f"'{side} auth' by its extended key usage, and gRPC refuses it; issue it with the usages 'server auth' and "
-            "'client auth'",
-        )
-    ]
+    return (
+        f"is {kind} for '{side} auth' by its extended key usage, and gRPC refuses it; issue it with the usages "
+        "'server auth' and 'client auth'"
+    )
+
+
+def _usage_problems(path: str, certificate: Certificate, side: Side) -> list[Problem]:
+    problem = usage_problem(certificate, side)
+    if not problem:
+        return []
+    until = format_time(certificate.not_after)
+    return [Problem("cert", Severity.ERROR, f"{path}: certificate {certificate.subject} (until {until}) {problem}")]
 
 
 def _authority_problems(path: str, authorities: Sequence[Certificate], now: datetime) -> list[Problem]:

@@ -17,7 +17,7 @@ from cryptography import x509
 
 from kiam.errors import UserError
 from kiam.tls import TLSFiles, TLSMaterial
-from kiam.tls.certificates import Certificate, InspectedTLS, Side, describe, format_time, inspect
+from kiam.tls.certificates import Certificate, InspectedTLS, Side, describe, format_time, inspect, usage_problem
 
 _HTTP2 = ["h2"]
 """The application protocol gRPC servers require (RFC 9113, 3.2)."""
@@ -180,6 +180,8 @@ class _Client:
             return (
                 f"{what} is not valid before {format_time(certificate.not_before)}; check the clocks of both machines"
             )
+        if usage := usage_problem(certificate, Side.SERVER):
+            return f"{what}, {until}, {usage}"
         if refusal.verify_code in _NO_CHAIN:
             listed = ", ".join(
                 f"{authority.subject} until {format_time(authority.not_after)}" for authority in self._own.authorities

@@ -14,7 +14,8 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
 
 from kiam.tls import TLSFiles
 from kiam.tls.issue import Issued, Period, make_authority, make_certificate
@@ -42,6 +43,28 @@ class Authority:
         ).add_extension(x509.BasicConstraints(True, None), critical=True)
         certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
         return Authority(Issued(certificate, self.issued.key, period.not_after))
+
+    def sign_for_usages(self, usages: Sequence[x509.ObjectIdentifier], names: Sequence[str] = ("localhost",)) -> Issued:
+        """A certificate with just these extended key usages."""
+        issuer = x509.load_pem_x509_certificate(self.issued.cert)
+        signing_key = load_pem_private_key(self.issued.key, None)
+        assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
+        key, period = ec.generate_private_key(ec.SECP256R1()), days(0, 30)
+        builder = x509.CertificateBuilder(
+            issuer.subject,
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kiam-server")]),
+            key.public_key(),
+            x509.random_serial_number(),
+            period.not_before,
+            period.not_after,
+        )
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
+        return Issued(
+            builder.sign(signing_key, hashes.SHA256()).public_bytes(Encoding.PEM),
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            period.not_after,
+        )
 
     @property
     def pem(self) -> bytes:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
-    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -134,13 +132,13 @@ def test_leaf_given_as_authority_is_called_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", list(Side))
 def test_any_extended_key_usage_is_refused_because_grpc_refuses_it(tmp_path: Path, side: Side) -> None:
-    files = write(tmp_path, _with_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), AUTHORITY.pem)
+    files = write(tmp_path, AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), AUTHORITY.pem)
     with pytest.raises(UserError, match=rf"for 'any' and not for '{side} auth'"):
         load(files, side)
 
 
 def test_usage_of_the_other_side_only_is_refused(tmp_path: Path) -> None:
-    files = write(tmp_path, _with_usages([ExtendedKeyUsageOID.CLIENT_AUTH]), AUTHORITY.pem)
+    files = write(tmp_path, AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.CLIENT_AUTH]), AUTHORITY.pem)
     load(files, Side.CLIENT)
     with pytest.raises(UserError, match="not for 'server auth'"):
         load(files, Side.SERVER)
@@ -201,18 +199,6 @@ def test_nothing_of_a_key_file_is_repeated_in_a_message(tmp_path: Path) -> None:
         load(files, Side.SERVER)
     assert "U0VDUkVU" not in str(raised.value)
     assert "SECRET" not in str(raised.value)
-
-
-def _with_usages(usages: list[x509.ObjectIdentifier]) -> Issued:
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer = load_pem_private_key(AUTHORITY.issued.key, None)
-    assert isinstance(issuer, ec.EllipticCurvePrivateKey)
-    certificate = _sign("x", "test authority", key, issuer, ca=False, end=30, usages=usages)
-    return Issued(
-        certificate.public_bytes(Encoding.PEM),
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        datetime.now(UTC),
-    )
 
 
 def _sign(

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from kiam.errors import UserError
 from kiam.tls.diagnosis import diagnose, explain_failure, split_address
@@ -81,6 +82,14 @@ def test_wrong_authority_names_both_and_their_dates(tmp_path: Path) -> None:
     assert "was issued by 'stranger' and is not signed by an authority in --ca" in problem
     assert f"valid until {when(wrong)}" in problem
     assert f"('test authority' until {when(AUTHORITY.issued)})" in problem
+
+
+def test_server_certificate_for_any_usage_is_explained(tmp_path: Path) -> None:
+    """What conventional kiam's documentation has cert-manager issue."""
+    for_any = AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])
+    with serving(for_any) as port:
+        problem = explain(tmp_path, port)
+    assert f"valid until {when(for_any)}, is for 'any' and not for 'server auth' by its extended key usage" in problem
 
 
 def test_expired_authority_of_the_server_is_named(tmp_path: Path) -> None:
