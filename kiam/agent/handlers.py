@@ -104,7 +104,7 @@ class Handlers:
             elif target.path == "/health":
                 meter = self._metrics.health
                 _require_read(request)
-                answer = await self._health(target, started)
+                answer = await self._health(request, target, started)
             else:
                 if self._passing_on.refuses(request, target):
                     self._metrics.proxy_blocked.inc()
@@ -138,11 +138,13 @@ class Handlers:
                 body = await self._queue(request, lambda: identities.role(address, deadline))
         return web.Response(body=body, headers={"Content-Type": _TEXT})
 
-    async def _health(self, target: Target, started: float) -> web.StreamResponse:
+    async def _health(self, request: web.BaseRequest, target: Target, started: float) -> web.StreamResponse:
         try:
             async with asyncio.timeout_at(started + REQUEST_BUDGET):
                 if query_value(target.query, "deep"):
-                    message = await self._identities.server_health(started + REQUEST_BUDGET)
+                    message = await self._queue(
+                        request, lambda: self._identities.server_health(started + REQUEST_BUDGET)
+                    )
                     if message != "ok":
                         return _text(f"the server says: {message}", 500)
                 answer = _text(await self._instance_metadata.instance_id())
@@ -194,7 +196,7 @@ class Handlers:
             answer.headers["Allow"] = failure.allowed
         client = getattr(request.protocol, "client_address", "")
         log.log(
-            logging.WARNING if failure.status != 404 and self._is_news(client) else logging.DEBUG,
+            logging.WARNING if failure.status != 404 and self._is_news(f"{client} {failure.status}") else logging.DEBUG,
             "%s %s refused: %s",
             request.method,
             printable(request._message.path),
@@ -203,14 +205,14 @@ class Handlers:
         )
         return answer
 
-    def _is_news(self, client: str) -> bool:
-        """Whether a refusal is worth a line: one a second for each client, so that no pod can flood the log."""
+    def _is_news(self, kind: str) -> bool:
+        """Whether a refusal is worth a line: one a second for each client and status, so that no pod floods the log."""
         now = asyncio.get_running_loop().time()
-        if now - self._logged.get(client, -_LOG_EVERY) < _LOG_EVERY:
+        if now - self._logged.get(kind, -_LOG_EVERY) < _LOG_EVERY:
             return False
         if len(self._logged) > 4096:
             self._logged.clear()
-        self._logged[client] = now
+        self._logged[kind] = now
         return True
 
 

@@ -27,6 +27,7 @@ from kiam.agent.unary import UnaryIdentities
 from kiam.agent.upstream import InstanceMetadata
 from kiam.agent.watch import NodeWatch
 from kiam.agent.watcher import KernelWatcher
+from kiam.durations import format_duration
 from kiam.errors import UserError
 from kiam.grpc_metrics import client_interceptors
 from kiam.telemetry import serve_telemetry
@@ -145,7 +146,7 @@ async def _serve(settings: AgentSettings, handlers: Handlers, metrics: AgentMetr
         await stop.wait()
     finally:
         _set_ready(settings.ready_file, False)
-    log.info("stopping; open connections are answered for another %s", settings.drain_time)
+    log.info("stopping; open connections are answered for up to %s more", format_duration(settings.drain_time))
     handlers.draining = True
     steer_away(sock)
     await asyncio.sleep(_TAKE_OVER_SECONDS)
