@@ -42,7 +42,6 @@ def test_defaults_are_the_conventional_ones(tmp_path: Path) -> None:
         ((BASE, "--session-duration=14m59s"), "--session-duration: .* is not between 15m and 12h"),
         ((BASE, "--session-duration=13h"), "--session-duration: .* is not between 15m and 12h"),
         ((BASE, "--session-refresh=15m"), "--session-refresh: 15m must be less than --session-duration"),
-        ((BASE, "--session-refresh=-1s"), "--session-refresh: "),
         ((BASE, "--sync=0s"), "--sync: must be more than 0s"),
     ],
 )
