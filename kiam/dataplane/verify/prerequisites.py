@@ -19,7 +19,7 @@ from kiam.dataplane.verify.mends import Mends
 from kiam.dataplane.verify.results import CheckResult, failed, passed, skipped, warned
 from kiam.errors import UserError
 
-SECONDS = 2.0
+SECONDS = 3.0
 SYSCTL = Path("/proc/sys/net")
 BPF_FILESYSTEM = Path("/sys/fs/bpf")
 OLDEST_KERNELS = {"iptables": (3, 10), "nftables": (5, 2), "ebpf": (5, 8)}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
+from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
 from kiam.dataplane.verify.interfaces import Interface
 from kiam.dataplane.verify.iptables_listing import parse_iptables_save
 from kiam.dataplane.verify.nft_listing import parse_nft_ruleset
@@ -42,7 +46,7 @@ class Snapshot:
     tables: Sequence[Table]
     interfaces: Sequence[Interface]
     uplinks: Sequence[str]
-    """The interfaces of the default routes."""
+    """The interfaces of the default routes and of the ways to the metadata addresses: no pod is behind those."""
     unread: Sequence[Unread] = ()
 
 
@@ -107,11 +111,12 @@ def _nft_ruleset() -> dict[str, Any]:
 
 
 def read_interfaces() -> tuple[list[Interface], list[str]]:
-    """The interfaces of this network namespace, and those of its default routes."""
+    """The interfaces of this network namespace, and its ways out."""
     with IPRoute(groups=0) as netlink:
         links = list(netlink.get_links())
         names = {link["index"]: link.get("ifname") for link in links}
-        uplinks = {names.get(route.get("oif"), "") for route in netlink.get_default_routes(family=2)}
+        routes = [*netlink.get_default_routes(family=socket.AF_INET), *_to_metadata(netlink)]
+        uplinks = {names.get(route.get("oif"), "") for route in routes}
     ports = Counter(link.get("master") for link in links if link.get("master") and _kind(link) == "veth")
     interfaces = [
         Interface(
@@ -123,7 +128,14 @@ def read_interfaces() -> tuple[list[Interface], list[str]]:
         )
         for link in links
     ]
-    return interfaces, sorted(uplinks - {""})
+    return interfaces, sorted(uplinks - {"", "lo"})
+
+
+def _to_metadata(netlink: Any) -> Iterator[Any]:
+    for address in (METADATA_IPV4, METADATA_IPV6):
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with contextlib.suppress(NetlinkError):
+            yield from netlink.route("get", dst=str(address), family=family)
 
 
 def _kind(link: Any) -> str:

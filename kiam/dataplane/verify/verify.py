@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from kiam.dataplane import IptablesBackend, WantedState
+from kiam.dataplane import METADATA_IPV4, IptablesBackend, WantedState
+from kiam.dataplane.addresses import is_local
 from kiam.dataplane.iptables_programs import detect_backend
 from kiam.dataplane.verify import prerequisites
 from kiam.dataplane.verify.host import check_host, host_hits
@@ -84,8 +85,11 @@ def check_rules(snapshot: Snapshot, wanted: WantedState, mends: Mends) -> list[C
 
 def samples(interfaces: Sequence[Interface], wanted: WantedState) -> list[Packet]:
     """A pod's first packet on some of the interfaces there are; with none, on one that may come."""
-    names = [interface.name for interface in pod_interfaces(interfaces) if wanted.interface.matches(interface.name)]
-    return [metadata_packet(wanted.interface, name) for name in names[:SAMPLES]] or [metadata_packet(wanted.interface)]
+    found = pod_interfaces(interfaces)
+    names: Sequence[str | None] = [one.name for one in found if wanted.interface.matches(one.name)][:SAMPLES]
+    # On a node that has the metadata address itself, rules for local destinations take the packet as well.
+    local = is_local(METADATA_IPV4)
+    return [replace(metadata_packet(wanted.interface, name), local=local) for name in names or [None]]
 
 
 def check_bpf() -> list[CheckResult]:

@@ -248,6 +248,17 @@ def test_a_pattern_that_misses_the_pods_is_seen_and_the_right_one_suggested(site
     assert site.verify().one("interface pattern").status is Status.PASS
 
 
+def test_the_way_to_the_metadata_service_is_no_pods_interface(site: Site) -> None:
+    # A node that is itself a container has veths as its ways out, and not only the one of its default route.
+    site.node.ip("link add up0 type veth peer up1 netns " + site.net.aws.name, "link set up0 up")
+    try:
+        assert site.verify().one("interface pattern").status is Status.FAIL
+        site.node.ip("route add 169.254.169.254/32 dev up0")
+        assert site.verify().one("interface pattern").status is Status.PASS
+    finally:
+        site.node.ip("link del up0")
+
+
 def test_an_address_of_another_machine_is_seen_and_the_nodes_own_suggested(site: Site) -> None:
     line = site.verify("nftables", host_address=IPv4Address("192.0.2.77")).one("host address")
     assert line.status is Status.FAIL

@@ -111,7 +111,7 @@ def test_bpffs_is_found_in_mountinfo() -> None:
         (Answer(200, "hello"), Status.FAIL, "no kiam agent"),
         (Answer(404), Status.FAIL, "404"),
         (Answer(error=ConnectionRefusedError(111, "Connection refused")), Status.FAIL, "refused"),
-        (Answer(error=TimeoutError()), Status.FAIL, "no answer in 2 s"),
+        (Answer(error=TimeoutError()), Status.FAIL, "no answer in 3 s"),
         (Answer(error=http.client.BadStatusLine("x")), Status.FAIL, "not HTTP"),
     ],
 )

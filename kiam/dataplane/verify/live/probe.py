@@ -69,7 +69,7 @@ class Probe:
 
     def talk(self, way: str, path: str, timeout: float) -> str:
         """Ask for a path over the connection that way has made; the head of the answer, or why there was none."""
-        self._write({"talk": way, "path": path})
+        self._write({"talk": way, "path": path, "timeout": timeout})
         return str(self._read(timeout + GRACE_SECONDS)["reply"])
 
     def _write(self, message: dict[str, Any]) -> None:

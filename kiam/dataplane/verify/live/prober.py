@@ -53,7 +53,7 @@ def main() -> int:
             context = Context(Order(tuple(order.pop("ways")), **order))
             _say({"attempts": [dataclasses.asdict(attempt) for attempt in carry_out(context)]})
         elif "talk" in message and context is not None:
-            _say({"reply": talk(context.open[message["talk"]], message["path"], context.order.timeout)})
+            _say({"reply": talk(context.open[message["talk"]], message["path"], message["timeout"])})
     return 0
 
 

@@ -36,6 +36,8 @@ SECONDS = 1.0
 """How long each attempt waits for an answer. Redirects are answered by this host and drops never; below the second
 after which TCP repeats a SYN."""
 LOOKUP_SECONDS = 0.5
+ANSWER_SECONDS = 5.0
+"""What an agent may take for its answer: it may be busy, and whether it answers at all isn't asked here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _straight(pod: Probe, order: Order, wanted: WantedState) -> _Straight:
     with stand_in(wanted.host_address, wanted.port, order.nonce) as standing:
         attempt = pod.carry_out(order)["tcp"]
         landed = _landed(attempt, wanted)
-        answer = pod.talk("tcp", path, order.timeout) if attempt.outcome is Outcome.CONNECTED else ""
+        answer = pod.talk("tcp", path, ANSWER_SECONDS) if attempt.outcome is Outcome.CONNECTED else ""
     return _Straight(attempt, landed, answer, standing.secret if standing else f"{path}/")
 
 
