@@ -11,8 +11,26 @@ from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.verify.results import CheckResult, passed, skipped, warned
 
 CHECK = "eBPF programs"
-HOOKS = {"connect4": 10, "connect6": 11, "sendmsg4": 14, "sendmsg6": 15, "getpeername4": 29, "getpeername6": 30}
-"""Hook as bpftool calls it: its number (enum bpf_attach_type, linux/bpf.h)."""
+HOOKS = {
+    "connect4": 10,
+    "connect6": 11,
+    "sendmsg4": 14,
+    "sendmsg6": 15,
+    "getpeername4": 29,
+    "getpeername6": 30,
+    "egress": 1,
+}
+"""Hook: its number (enum bpf_attach_type, linux/bpf.h)."""
+BPFTOOL_NAMES = {
+    "connect4": "cgroup_inet4_connect",
+    "connect6": "cgroup_inet6_connect",
+    "sendmsg4": "cgroup_udp4_sendmsg",
+    "sendmsg6": "cgroup_udp6_sendmsg",
+    "getpeername4": "cgroup_inet4_getpeername",
+    "getpeername6": "cgroup_inet6_getpeername",
+    "egress": "cgroup_inet_egress",
+}
+"""What ``bpftool cgroup detach`` calls them."""
 OURS = "kiam_"
 CILIUM = ("cil_", "sock4_", "sock6_")
 """Names of Cilium's socket load balancer's programs, newer and older."""
@@ -57,12 +75,8 @@ def _report(attached: Attached) -> CheckResult:
     if attached.name.startswith(CILIUM):
         more = "Cilium's load balancer, which leaves metadata alone unless a CiliumLocalRedirectPolicy names it"
         return warned(CHECK, f"{seen}: {more}", "kubectl get ciliumlocalredirectpolicies --all-namespaces")
-    mend = f"bpftool cgroup detach {attached.cgroup} {_bpftool_name(attached.hook)} id {attached.program_id}"
-    return warned(CHECK, f"{seen} could send pods' connections elsewhere", mend)
-
-
-def _bpftool_name(hook: str) -> str:
-    return f"cgroup_inet{hook[-1]}_{hook[:-1]}"
+    mend = f"bpftool cgroup detach {attached.cgroup} {BPFTOOL_NAMES[attached.hook]} id {attached.program_id}"
+    return warned(CHECK, f"{seen} could send pods' connections elsewhere, or stop them", mend)
 
 
 def check_unreadable(error: OSError) -> CheckResult:

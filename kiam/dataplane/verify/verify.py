@@ -9,6 +9,7 @@ from kiam.dataplane import METADATA_IPV4, IptablesBackend, WantedState
 from kiam.dataplane.addresses import is_local
 from kiam.dataplane.iptables_programs import detect_backend
 from kiam.dataplane.verify import prerequisites
+from kiam.dataplane.verify.classifiers import check_classifiers, read_classifiers
 from kiam.dataplane.verify.host import check_host, host_hits
 from kiam.dataplane.verify.installed import AUTO, ask_all, check_installed, choose
 from kiam.dataplane.verify.interfaces import Interface, check_interfaces, pod_interfaces
@@ -46,6 +47,7 @@ def verify(wanted: WantedState, settings: VerifySettings) -> Iterator[CheckResul
     yield from check_installed(dataplane, asked, mends)
     yield from check_rules(snapshot, wanted, mends)
     yield from check_bpf()
+    yield from check_classifiers(read_classifiers([packet.interface for packet in samples_there(snapshot, wanted)]))
     yield from check_interfaces(snapshot.interfaces, wanted.interface, snapshot.uplinks, mends)
     yield prerequisites.check_host_address(wanted, mends)
     yield prerequisites.check_forwarding()
@@ -90,6 +92,12 @@ def samples(interfaces: Sequence[Interface], wanted: WantedState) -> list[Packet
     # On a node that has the metadata address itself, rules for local destinations take the packet as well.
     local = is_local(METADATA_IPV4)
     return [replace(metadata_packet(wanted.interface, name), local=local) for name in names or [None]]
+
+
+def samples_there(snapshot: Snapshot, wanted: WantedState) -> list[Packet]:
+    """As samples, but only on interfaces that exist."""
+    names = {interface.name for interface in snapshot.interfaces}
+    return [packet for packet in samples(snapshot.interfaces, wanted) if packet.interface in names]
 
 
 def check_bpf() -> list[CheckResult]:

@@ -129,6 +129,21 @@ def test_cgroup2_that_is_not_mounted_is_seen_and_its_mend_mounts_it() -> None:
     assert done.stdout.split() == ["FAIL", "SKIP", "PASS"]
 
 
+def test_a_tc_program_on_a_pods_interface_is_seen_and_taken_off(site: Site) -> None:
+    interface = site.pod.interface
+    site.shell(f"tc qdisc add dev {interface} clsact")
+    # A classic program that matches nothing; to the kernel it is a bpf filter like any other.
+    site.shell(f"tc filter add dev {interface} ingress bpf bytecode '1,6 0 0 0,'")
+    try:
+        line = site.verify().one("tc programs")
+        assert line.status is Status.WARN
+        assert interface in line.seen
+        site.shell(line.mend)
+        assert site.verify().one("tc programs").status is Status.PASS
+    finally:
+        site.shell(f"tc qdisc del dev {interface} clsact")
+
+
 @contextmanager
 def foreign_program(cgroup: Path, name: bytes = b"somebody") -> Iterator[None]:
     """A program that lets every connection be, on connect4."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kiam.dataplane import Condition, HostNetwork, Inspection
+from kiam.dataplane.verify.classifiers import Classifier, check_classifiers
 from kiam.dataplane.verify.installed import AUTO, Asked, check_installed, choose
 from kiam.dataplane.verify.prerequisites import (
     Answer,
@@ -22,7 +23,7 @@ from kiam.dataplane.verify.prerequisites import (
     check_metadata,
     kernel_version,
 )
-from kiam.dataplane.verify.programs import Attached, check_programs, check_unreadable
+from kiam.dataplane.verify.programs import BPFTOOL_NAMES, HOOKS, Attached, check_programs, check_unreadable
 from kiam.dataplane.verify.results import Status
 from kiam.errors import UserError
 from tests.unit.verify.listings import MENDS, WANTED
@@ -188,3 +189,25 @@ def test_programs_of_ours_are_not_reported_and_others_are() -> None:
     (line,) = check_programs([ours, other])
     assert line.mend == "bpftool cgroup detach /sys/fs/cgroup cgroup_inet6_connect id 2"
     assert check_unreadable(OSError(1, "Operation not permitted")).status is Status.SKIP
+
+
+def test_programs_at_traffic_control_are_told_apart() -> None:
+    assert check_classifiers([])[0].status is Status.PASS
+    assert check_classifiers([Classifier("cali0", "kiam_guard", True)])[0].status is Status.PASS
+    cilium, mine, tcx = check_classifiers(
+        [
+            Classifier("lxc0", "cil_from_contai", True),
+            Classifier("cali0", "", False),
+            Classifier("cali0", "somebody", True),
+        ]
+    )
+    assert "Cilium" in cilium.seen
+    assert "detach" not in cilium.mend
+    assert mine.mend == "tc filter del dev cali0 ingress"
+    assert tcx.mend == "bpftool net detach tcx_ingress dev cali0"
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_the_name_bpftool_knows(hook: str) -> None:
+    (line,) = check_programs([Attached(Path("/sys/fs/cgroup"), hook, 7, "somebody")])
+    assert line.mend.endswith(f" {BPFTOOL_NAMES[hook]} id 7")
