@@ -226,10 +226,12 @@ class _Header:
 
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr (linux/netlink.h)
-_NEIGHBOUR = struct.Struct("=BxHiHBB")  # struct ndmsg (linux/neighbour.h): family, link, state, flags, type
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg (linux/neighbour.h): family, link, state, flags, type
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr
+_NDA_DST = 1
 _NDA_LLADDR = 2
 _NDA_MASTER = 9
+_ADDRESS_BYTES = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
 def _aligned(length: int) -> int:
@@ -250,10 +252,11 @@ def _split(data: bytes) -> Iterator[tuple[int, _Header]]:
 def _changes(marshal: MarshalRtnl, data: bytes) -> Iterator[Change]:
     for offset, header in _split(data):
         start = offset + _HEADER.size
-        if header.kind in (RTM_NEWNEIGH, RTM_DELNEIGH) and data[start] == socket.AF_BRIDGE:
-            # A pod that may send raw packets makes as many of these as it sends source addresses. They are read by
-            # hand, which costs a hundredth of pyroute2's decoding, so that it can't keep the agent busy.
-            change: Change | None = _port_change(data, start, offset + header.length, header.kind == RTM_DELNEIGH)
+        if header.kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+            # A pod that may send raw packets makes as many of these as it makes up source addresses. They are read by
+            # hand, which costs a fraction of pyroute2's decoding, so that it can't keep the agent busy.
+            gone = header.kind == RTM_DELNEIGH
+            change: Change | None = _neighbour_change(data, start, offset + header.length, gone)
         else:
             (message,) = marshal.parse(data[offset : offset + header.length])
             change = _change(message)
@@ -261,34 +264,37 @@ def _changes(marshal: MarshalRtnl, data: bytes) -> Iterator[Change]:
             yield change
 
 
-def _port_change(data: bytes, start: int, end: int, gone: bool) -> PortChange | None:
+def _neighbour_change(data: bytes, start: int, end: int, gone: bool) -> NeighbourChange | PortChange | None:
+    """Read an entry of a neighbour table or, in the bridge family, of a bridge's forwarding database."""
     if end - start < _NEIGHBOUR.size:
         return None
-    _, _, port, state, _, _ = _NEIGHBOUR.unpack_from(data, start)
-    # The bridge's and the ports' own addresses are in the table too, as permanent entries; no pod is behind them.
-    if state & _NUD_PERMANENT:
-        return None
-    lladdr, bridge = "", 0
+    family, link, state, _, _ = _NEIGHBOUR.unpack_from(data, start)
+    values: dict[int, bytes] = {}
     offset = start + _NEIGHBOUR.size
     while offset + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
             return None
-        value = data[offset + _ATTRIBUTE.size : offset + length]
-        if kind == _NDA_LLADDR:
-            lladdr = value.hex(":")
-        elif kind == _NDA_MASTER:
-            bridge = int.from_bytes(value, sys.byteorder)
+        values[kind] = data[offset + _ATTRIBUTE.size : min(offset + length, end)]
         offset += _aligned(length)
-    return PortChange(bridge, lladdr, 0 if gone else port) if bridge and lladdr else None
+    lladdr = values.get(_NDA_LLADDR, b"").hex(":")
+    if family == socket.AF_BRIDGE:
+        bridge = int.from_bytes(values.get(_NDA_MASTER, b""), sys.byteorder)
+        # The bridge's and the ports' own addresses are in the table too, as permanent entries; no pod is behind them.
+        if not bridge or not lladdr or state & _NUD_PERMANENT:
+            return None
+        return PortChange(bridge, lladdr, 0 if gone else link)
+    address = values.get(_NDA_DST, b"")
+    if len(address) != _ADDRESS_BYTES.get(family):
+        return None
+    unusable = gone or state & _NUD_UNUSABLE
+    return NeighbourChange(link, str(ip_address(address)), "" if unusable else lladdr)
 
 
 def _change(message: Any) -> Change | None:
     kind = message["header"]["type"]
     if kind in (RTM_NEWLINK, RTM_DELLINK):
         return _link_change(message, gone=kind == RTM_DELLINK)
-    if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-        return _neighbour_change(message, gone=kind == RTM_DELNEIGH)
     if kind in (RTM_NEWROUTE, RTM_DELROUTE):
         any_address = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104  # the default route's network
         if message["family"] not in (socket.AF_INET, socket.AF_INET6):
@@ -305,15 +311,3 @@ def _link_change(message: Any, gone: bool) -> LinkChange | None:
     info = message.get_attr("IFLA_LINKINFO")
     kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
     return LinkChange(Link(message["index"], kind, message.get_attr("IFLA_MASTER") or 0), gone)
-
-
-def _neighbour_change(message: Any, gone: bool) -> NeighbourChange | None:
-    lladdr = message.get_attr("NDA_LLADDR") or ""
-    if message["family"] not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    address = message.get_attr("NDA_DST")
-    if not address:
-        return None
-    if gone or message["state"] & _NUD_UNUSABLE:
-        lladdr = ""
-    return NeighbourChange(message["ifindex"], address, lladdr)

@@ -97,7 +97,9 @@ class KernelWatcher:
 
     def _take(self, change: Change) -> None:
         self._note(change)
-        if not isinstance(change, PortChange) or change.lladdr in self._lladdrs:
+        if isinstance(change, NeighbourChange):
+            self._check([change.address] if change.address in self._bound else [])
+        elif not isinstance(change, PortChange) or change.lladdr in self._lladdrs:
             self._check([address for address, way in self._bound.items() if _concerns(change, address, way)])
         if len(self._wanted) > len(self._bound):
             for address in self._wanted - self._bound.keys():
@@ -166,12 +168,10 @@ def _put(
         table.pop(key, None)
 
 
-def _concerns(change: Change, address: str, way: Way) -> bool:
+def _concerns(change: LinkChange | PortChange | RouteChange, address: str, way: Way) -> bool:
     """Whether a change may have to do with the way to an address."""
     if isinstance(change, LinkChange):
         return change.link.index in (way.link, way.port)
-    if isinstance(change, NeighbourChange):
-        return change.address == address
     if isinstance(change, PortChange):
         return bool(way.port) and change.lladdr == way.lladdr and change.bridge == way.link
     return covers(change.network, address)
