@@ -52,9 +52,12 @@ def checks(arguments: argparse.Namespace, unusable: frozenset[str]) -> Sequence[
 
 def _check_health(arguments: argparse.Namespace) -> CheckResult:
     """Ask as kubelet's probe does."""
-    with_timeout = argparse.Namespace(**{**vars(arguments), "timeout": timedelta(seconds=TIMEOUT)})
+    probe = argparse.ArgumentParser()
+    health.configure(probe)
+    defaults = {action.dest: action.default for action in probe._actions}
+    given = {**defaults, **vars(arguments), "timeout": timedelta(seconds=TIMEOUT)}
     try:
-        health.run(with_timeout)
+        health.run(argparse.Namespace(**given))
     except UserError as error:
         return failed("server's health", str(error), "see the server's log, and kiam config check server")
     return passed("server's health", "ok")
