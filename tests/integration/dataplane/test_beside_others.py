@@ -65,7 +65,7 @@ def test_beside_thousands_of_kube_proxys_rules(plane: Plane, world: World, other
 
 
 def test_ahead_of_a_rule_that_takes_metadata_traffic(plane: Plane, world: World) -> None:
-    # Between the two rule stores of iptables, of one priority, the older hook is asked first, whatever either contains;
+    # Between the two rule stores of iptables, of one priority, the younger hook is asked first, whatever either holds;
     # that a rule of the other store takes the packet is for "kiam dataplane verify" to tell.
     everywhere = ("nft", "iptables-nft", "iptables-legacy")
     for kind in (plane.variant,) if plane.variant.startswith("iptables") else everywhere:
