@@ -18,7 +18,7 @@ A marker is an HTML comment on the line above the fence, so a reader of the site
     What the ``run`` block above it prints; a line ``...`` stands for any lines, ``…`` for any part of a line.
 ``flags``
     Every ``kiam`` command in it is parsed by kiam's own command line.
-``yaml``, ``json``
+``yaml``
     Parsed; Kubernetes objects in it are validated against Kubernetes' schema, where it has one for the kind.
 ``policy``, ``trust policy``
     An IAM policy, or a role's trust policy, that the emulated IAM accepts.

@@ -83,11 +83,6 @@ def test_manifests_follow_the_kubernetes_schema(block: Block) -> None:
             kubernetes_validate.validate(document, "1.30", strict=True)
 
 
-@pytest.mark.parametrize("block", blocks_of("json"))
-def test_json_is_json(block: Block) -> None:
-    json.loads(block.content)
-
-
 @pytest.mark.parametrize("block", blocks_of("policy"))
 def test_policies_are_accepted_by_iam(block: Block) -> None:
     from moto.iam.policy_validation import IAMPolicyDocumentValidator
@@ -120,7 +115,6 @@ def test_markers_are_known() -> None:
         "output",
         "flags",
         "yaml",
-        "json",
         "policy",
         "trust policy",
         "values",
