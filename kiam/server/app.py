@@ -164,15 +164,17 @@ class Server:
     def _reached(self, thing: str) -> None:
         self._readiness.reached(thing)
         if self.service is not None and not self._readiness.waits_for(BASE_ARN, *STORES):
+            _spare_the_collector()
             self.service.ready()
         if self._readiness.message == "ok":
             log.info("ready", extra={"pods": len(self._pods)})
 
 
 def _spare_the_collector() -> None:
-    """Exempt what is there now, and is there for good, from garbage collection: modules, AWS's and Kubernetes' models.
+    """Exempt what is there now, and is there for good, from garbage collection.
 
-    Looking through them takes a full collection 60 ms, during which no call is answered.
+    Modules, AWS's and Kubernetes' models, later the stores' indexes: looking through them takes a full collection tens
+    of milliseconds, during which no call is answered.
     """
     gc.freeze()
 
