@@ -15,6 +15,7 @@ import pytest
 from kiam.dataplane import HostNetwork
 from kiam.dataplane.ebpf import uplink
 from kiam.dataplane.verify.live.proof import LiveSettings
+from kiam.dataplane.verify.programs import BPFTOOL_NAMES, read_programs
 from kiam.dataplane.verify.results import CheckResult, Status
 from tests.integration.verify.site import AGENT_PORT, Found, Site
 from tests.sandbox.netns import NODE_IPV4, NODE_IPV6
@@ -165,9 +166,8 @@ def test_a_way_round_that_is_open_is_seen_and_closed(site: Site, dataplane: str,
 
 
 def detach(site: Site, hook: str) -> None:
-    listed = site.node.run("bpftool", "cgroup", "show", str(site.cgroups.root)).stdout
-    identifier = next(line.split()[0] for line in listed.splitlines() if hook in line)
-    site.shell(f"bpftool cgroup detach {site.cgroups.root} {hook} id {identifier}")
+    (identifier,) = [one.program_id for one in read_programs([site.cgroups.root]) if one.hook == hook]
+    site.shell(f"bpftool cgroup detach {site.cgroups.root} {BPFTOOL_NAMES[hook]} id {identifier}")
 
 
 def test_ebpf_without_its_guards_lets_frames_out_and_is_mended(site: Site) -> None:
@@ -184,7 +184,7 @@ def test_ebpf_without_its_connect6_program_lets_mapped_addresses_out_and_is_mend
     site.install("ebpf")
     site.shell("nft delete table inet kiam_ebpf")
     site.node.call(uplink.detach_all)
-    detach(site, "cgroup_inet6_connect")
+    detach(site, "connect6")
     line = site.verify("ebpf", live=True).one(MAPPED)
     assert line.status is Status.FAIL
     site.shell(line.mend)
