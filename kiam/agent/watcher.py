@@ -18,6 +18,7 @@ from kiam.agent.netlink import (
     Questions,
     RouteChange,
 )
+from kiam.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,18 @@ class KernelWatcher:
         self._lladdrs: set[str] = set()
 
     def start(self) -> Self:
-        """Open the sockets, listen first and read all there is then, so that nothing falls in between."""
-        self._changes = Changes()
-        self._questions = Questions()
-        self._read_everything()
+        """Open the sockets, listen first and read all there is then, so that nothing falls in between.
+
+        Raises UserError where there is no rtnetlink.
+        """
+        try:
+            self._changes = Changes()
+            self._questions = Questions()
+            self._read_everything()
+        except OSError as error:
+            raise UserError(
+                f"the kernel's routes can't be watched: rtnetlink: {error.strerror}; allow it AF_NETLINK sockets"
+            ) from error
         asyncio.get_running_loop().add_reader(self._changes.fileno(), self.catch_up)
         return self
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.sandbox.netns import NODE_IPV6
 from tests.sandbox.node import CREDENTIALS, Answer, NodeInABox, Pod
 from tests.sandbox.process import wait_until
 
@@ -99,6 +100,9 @@ def test_known_pods_are_answered_and_strangers_are_not(outage: Outage) -> None:
 def known_pods_are_answered_from_memory(outage: Outage) -> None:
     assert outage.credentials(*[("known", "role-of-known")] * 20) == [200] * 20
     assert ask(outage.pods["known"]).body == b"role-of-known"
+    # Its IPv6 address is bound as well.
+    over_ipv6 = outage.pods["known"].ask(CREDENTIALS + "role-of-known", host=str(NODE_IPV6), port=8181, timeout=15)
+    assert over_ipv6.status == 200
     assert outage.credentials(("known", "role-of-two")) == [403]
     assert gauge(outage.box, "kiam_agent_outage_answers_total") >= 20
 
