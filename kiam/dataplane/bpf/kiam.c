@@ -400,7 +400,7 @@ static inline int opens_or_carries(struct __sk_buff *skb, u8 version)
 
 // On the devices by which packets leave the node: what gets there for a metadata address has to come from a socket of the
 // host's own. Some pods' packets never pass the host's network stack, where the guard is: Cilium's eBPF host routing,
-// macvlan, a bridge that the uplink is a port of.
+// macvlan, ipvlan.
 int kiam_uplink(struct __sk_buff *skb)
 {
     struct bpf_sock *sk;

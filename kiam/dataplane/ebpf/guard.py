@@ -11,6 +11,7 @@ older than the netfilter programs of Linux 6.4.
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
@@ -55,15 +56,19 @@ def wanted_objects() -> list[dict[str, Any]]:
 
 
 def _run(commands: list[dict[str, Any]]) -> tuple[int, dict[str, Any], str]:
-    # Imported here: the binding is Debian's, and only this part needs it.
+    # The program and not libnftables: the library waits with select(), which aborts the process when it holds more than
+    # 1024 descriptors, and any pod could have the agent hold that many.
     try:
-        from nftables import Nftables
-    except ImportError as error:
-        raise UserError("nftables' Python binding is missing: install the Debian package python3-nftables") from error
-    nft = Nftables()
-    nft.set_numeric_prio_output(True)
-    status, output, message = nft.json_cmd({"nftables": commands})
-    return status, output if isinstance(output, dict) else {}, message
+        done = subprocess.run(
+            ["nft", "--json", "--file", "-"],
+            input=json.dumps({"nftables": commands}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UserError("the program nft is missing: install the package nftables") from error
+    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
 
 
 def _change(commands: list[dict[str, Any]]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import struct
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,16 @@ def test_two_that_install_at_once_attach_one_program_a_hook(clean: World) -> Non
         thread.join()
     assert len(attached(clean)) == 1
     assert len(identifiers(clean)) == len(SOCKET_HOOKS) + 1
+
+
+def test_a_process_with_thousands_of_open_files_can_count_inspect_and_remove(redirected: World) -> None:
+    """As an agent has that many pods keep connections open to; select() would abort it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1500):
+            stack.enter_context(Path("/dev/null").open("rb"))
+        redirected.redirects()
+        assert redirected.inspect(wanted_state()).condition is Condition.INSTALLED
+        redirected.remove()

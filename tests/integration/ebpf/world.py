@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, HostNetwork, InterfacePattern, WantedState
-from kiam.dataplane.ebpf import EbpfDataplane
+from kiam.dataplane.ebpf import EbpfDataplane, uplink
 from tests.sandbox.cgroups import NodeCgroup, cgroup2_mount
 from tests.sandbox.netns import NODE_IPV4, NODE_IPV6, NetNs, NodeNet, PodNet
 
@@ -47,7 +47,7 @@ class Service:
                 threading.Thread(target=self._read, args=(connection,), daemon=True).start()
 
     def _read(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), connection:
             while data := connection.recv(4096):
                 self.received += data
 
@@ -179,6 +179,7 @@ class World:
             "cgroups": self.node.run("bpftool", "cgroup", "tree", str(self.cgroup.root), check=False).stdout,
             "nftables": self.node.run("nft", "list", "ruleset").stdout,
             "tc": self.node.run("tc", "qdisc", "show").stdout + self.node.run("tc", "filter", "show").stdout,
+            "tcx": str(self.node.call(uplink.find_ours)),
             "rules": self.node.run("ip", "rule").stdout,
             "bpffs": "\n".join(sorted(str(path) for path in Path("/sys/fs/bpf").rglob("*kiam*"))),
         }
