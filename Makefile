@@ -68,10 +68,11 @@ test-image: setup
 	$(call install-missing,debootstrap)
 	$(BIN)/pytest -q -s -m "image"
 
-# Other kernels, in QEMU: make test-vm KERNELS="5.10 6.1 6.12 newest"
+# Other kernels, in QEMU (the harness's own tests first): make test-vm KERNELS="5.10 6.1 6.12 newest"
 KERNELS ?= 5.10 6.1 6.12 newest
 test-vm: setup
 	$(call install-missing,$(VM_PACKAGES))
+	$(BIN)/pytest -q -m vm
 	$(BIN)/python -m tests.vm $(foreach kernel,$(KERNELS),--kernel $(kernel))
 
 # Figures: make bench SECTIONS="node dataplanes server fanout"; a table, and JSON in bench.json
