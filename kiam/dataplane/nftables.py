@@ -5,9 +5,11 @@ What the table holds is in :mod:`kiam.dataplane.nftables_rules`; this module rea
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from kiam.dataplane import Condition, Counters, HostNetwork, Inspection, WantedState
@@ -29,10 +31,22 @@ from kiam.dataplane.nftables_rules import (
 from kiam.errors import UserError
 
 _PACKAGES = "install the package python3-nftables on the node or in the image (apt-get or dnf install python3-nftables)"
+_HIGHEST_DESCRIPTOR = 1000
+"""A little below FD_SETSIZE (1024), sys/select.h."""
 _LIST: Json = {"list": {"table": {"family": FAMILY, "name": TABLE}}}
 
 
+def _require_low_descriptor() -> None:
+    # libnftables waits with select(), which aborts the process for a descriptor above FD_SETSIZE; any pod could have
+    # the agent hold that many connections. A new descriptor is the lowest free one, so a file tells; some are left over
+    # for other threads.
+    with Path(os.devnull).open("rb") as probe:
+        if probe.fileno() >= _HIGHEST_DESCRIPTOR:
+            raise UserError("libnftables can't be asked while this process has 1,000 files and connections open")
+
+
 def _context() -> Any:
+    _require_low_descriptor()
     # A new one each time: a context's netlink socket stays in the network namespace of the thread that made it.
     try:
         context = import_module("nftables").Nftables()
