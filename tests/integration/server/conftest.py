@@ -46,6 +46,12 @@ def aws(aws_process: AwsProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aw
     aws_process.faults()
 
 
+@pytest.fixture(autouse=True)
+def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls without a deadline are held for a moment only: the answer doesn't depend on who is quicker at a deadline."""
+    monkeypatch.setattr("kiam.server.service.LONGEST_HOLD", 0.3)
+
+
 @pytest.fixture
 async def kube() -> AsyncIterator[KubeApi]:
     async with KubeApi() as api:
@@ -58,7 +64,7 @@ class Client:
     def __init__(self, channel: aio.Channel) -> None:
         self.stub: Any = kiam_pb2_grpc.KiamServiceStub(channel)
 
-    async def role(self, ip: str, seconds: float = 5) -> str:
+    async def role(self, ip: str, seconds: float | None = 5) -> str:
         request = kiam_pb2.GetPodRoleRequest(ip=ip)
         return str((await self.stub.GetPodRole(request, timeout=seconds, wait_for_ready=True)).name)
 
