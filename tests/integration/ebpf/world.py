@@ -39,12 +39,15 @@ class Service:
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 connection, peer = listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            with contextlib.suppress(OSError):  # gone already
                 connection.sendall(f"{self.name} {peer[0].removeprefix('::ffff:')}\n".encode())
-                self._connections.append(connection)
-                threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._read, args=(connection,), daemon=True).start()
 
     def _read(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:
