@@ -48,7 +48,7 @@ def aws(aws_process: AwsProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aw
 
 @pytest.fixture(autouse=True)
 def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls without a deadline are held for a moment only: the answer doesn't depend on who is quicker at a deadline."""
+    """Calls without a deadline are held for a moment only; then no answer depends on who is quicker at a deadline."""
     monkeypatch.setattr("kiam.server.service.LONGEST_HOLD", 0.3)
 
 
