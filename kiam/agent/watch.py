@@ -27,6 +27,8 @@ _CONFIRM_AFTER = 1.0
 _FIRST_RETRY = 0.1
 _LONGEST_RETRY = 2.0
 
+_Known = tuple[list[kiam_pb2.KnownPod], list[kiam_pb2.KnownCredentials]]
+
 
 class NoStreamsError(Exception):
     """The server answers WatchNode with UNIMPLEMENTED: a conventional one."""
@@ -39,10 +41,14 @@ class StreamLostError(Exception):
 class _Stream:
     """One open stream, its first update read."""
 
-    def __init__(self, call: Any, updates: AsyncIterator[kiam_pb2.NodeUpdate], hello: kiam_pb2.NodeUpdate) -> None:
+    def __init__(
+        self, call: Any, updates: AsyncIterator[kiam_pb2.NodeUpdate], hello: kiam_pb2.NodeUpdate, known: _Known
+    ) -> None:
         self._call = call
         self.updates = updates
         self.hello = hello
+        self.known = known
+        """What its server was told is held."""
 
     def cancel(self) -> None:
         """Tell the server to stop."""
@@ -83,7 +89,7 @@ class NodeWatch:
 
     async def _open(self) -> _Stream:
         """Open a stream and read its Hello. Raises NoStreamsError and StreamLostError."""
-        pods, credentials = self._state.known()
+        pods, credentials = known = self._state.known()
         request = kiam_pb2.WatchNodeRequest(
             node_name=self._node_name, host_ip=self._host_ip, known_pods=pods, known_credentials=credentials
         )
@@ -104,7 +110,7 @@ class NodeWatch:
             raise
         node = hello.hello.node_name
         self._tell(f"the server streams node {node}" if node else "the server streams a node it doesn't know yet", 20)
-        return _Stream(call, updates, hello)
+        return _Stream(call, updates, hello, known)
 
     async def _follow(self, stream: _Stream) -> None:
         """Take in a stream until it ends, changing over to a new one where that is called for."""
@@ -128,10 +134,16 @@ class NodeWatch:
                 resync_at = None
                 # The new stream is open before the old one goes: pods notice nothing.
                 try:
-                    fresh = await self._open()
+                    fresh = await self._open_beside(reader)
                 except (StreamLostError, NoStreamsError):
                     # Asked again by then; the old stream goes on as long as it can.
                     resync_at = loop.time() + _CONFIRM_AFTER
+                    continue
+                if self._state.known() != fresh.known:
+                    # The old stream brought news meanwhile. The new one's server would never withdraw a pod that it
+                    # wasn't told is held, nor send again what it believes is.
+                    fresh.cancel()
+                    resync_at = loop.time()
                     continue
                 await _stop(reader)
                 stream.cancel()
@@ -142,6 +154,21 @@ class NodeWatch:
             await _stop(reader)
             stream.cancel()
         self._identities.lost()
+
+    async def _open_beside(self, reader: asyncio.Task[None]) -> _Stream:
+        """Open a stream while another is read. Raises NoStreamsError and StreamLostError, also when that one ends.
+
+        Which attack: opening can take as long as the server is away. Waiting for it alone, the agent would take a
+        picture that nobody keeps up to date for a live one, and answer strangers from it.
+        """
+        opening = asyncio.create_task(self._open())
+        try:
+            await asyncio.wait({opening, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise StreamLostError
+            return opening.result()
+        finally:
+            opening.cancel()
 
     async def _read(self, stream: _Stream) -> None:
         self._identities.apply(stream.hello)

@@ -40,11 +40,15 @@ class Scripted(kiam_pb2_grpc.KiamServiceServicer):
         self.updates: asyncio.Queue[kiam_pb2.NodeUpdate | None] = asyncio.Queue()
         self.unimplemented = False
         self.open = 0
+        self.answers = asyncio.Event()
+        """Unset: a new stream isn't given its first word yet."""
+        self.answers.set()
 
     async def WatchNode(self, request: kiam_pb2.WatchNodeRequest, context: Any) -> AsyncIterator[kiam_pb2.NodeUpdate]:
         self.requests.append(request)
         if self.unimplemented:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method WatchNode")
+        await self.answers.wait()
         self.open += 1
         try:
             for update in self.snapshot:
@@ -166,6 +170,33 @@ async def test_new_certificates_open_a_new_stream_before_the_old_one_goes(world:
         assert node.link is Link.LIVE
         world.script.updates.put_nowait(withdrawn())
         await until(lambda: world.state.pods == {})
+
+
+async def test_stream_that_ends_while_a_new_one_is_opened_leaves_the_agent_alone(world: World) -> None:
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        world.script.answers.clear()
+        world.client.swap()
+        await until(lambda: len(world.script.requests) == 2)
+        world.script.updates.put_nowait(None)
+        await until(lambda: node.link is Link.ALONE)
+        world.script.answers.set()
+        await until(lambda: node.link is Link.LIVE)
+
+
+async def test_pod_pushed_while_a_new_stream_is_opened_is_not_kept_for_ever(world: World) -> None:
+    """The new stream's server wasn't told of it, so it would never withdraw it."""
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        world.script.answers.clear()
+        world.client.swap()
+        await until(lambda: len(world.script.requests) == 2)
+        world.script.updates.put_nowait(pod("u2", ("10.0.0.2",)))
+        await until(lambda: "u2" in world.state.pods)
+        world.script.answers.set()
+        await until(lambda: len(world.script.requests) == 3 and world.script.open == 1)
+        assert [known.uid for known in world.script.requests[2].known_pods] == ["u1", "u2"]
+        assert node.link is Link.LIVE
 
 
 async def test_changed_way_asks_the_server_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
