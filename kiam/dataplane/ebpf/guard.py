@@ -60,8 +60,9 @@ def _run(commands: list[dict[str, Any]]) -> tuple[int, dict[str, Any], str]:
     # 1024 descriptors, and any pod could have the agent hold that many.
     try:
         done = subprocess.run(
-            ["nft", "--json", "--file", "-"],
-            input=json.dumps({"nftables": commands}),
+            # As an argument: to read standard input nft opens /dev/stdin, which not every /dev has.
+            ["nft", "--json", json.dumps({"nftables": commands})],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
