@@ -63,6 +63,9 @@ class NodeIdentities:
     - A server without streams: unary calls, and nothing is remembered.
     """
 
+    confirm_after = 1.0
+    """Seconds that a changed way waits for the server's own news of it before the server's picture counts again."""
+
     def __init__(
         self, state: NodeState, unary: PodIdentities, ways: Ways, outage_grace: timedelta, metrics: AgentMetrics
     ) -> None:
@@ -75,7 +78,12 @@ class NodeIdentities:
         self._alone_since = 0.0
         self._alone_until = 0.0
         # Addresses whose way changed while the stream was live: another pod's perhaps, which the server will say.
-        self._suspects: set[str] = set()
+        # With when that was (monotonic).
+        self._suspects: dict[str, float] = {}
+        # Addresses confirmed after such a change that had no way at all then.
+        self._homeless: set[str] = set()
+        # When the stream that is read gave its first word (monotonic).
+        self._picture_from = float("inf")
         self._reported: dict[str, float] = {}
         self._reports: set[asyncio.Task[None]] = set()
         self.suspected = asyncio.Event()
@@ -94,10 +102,13 @@ class NodeIdentities:
         if update.WhichOneof("update") == "snapshot_complete":
             self._complete()
             return
+        if update.HasField("hello"):
+            self._picture_from = monotonic()
         changed = self._state.apply(update)
         for address in changed:
             # A pod of which the server speaks anew is confirmed, whoever had the address before.
-            self._suspects.discard(address)
+            self._suspects.pop(address, None)
+            self._homeless.discard(address)
             self._bind(address)
 
     def lost(self) -> None:
@@ -118,26 +129,40 @@ class NodeIdentities:
         for address in self._state.clear():
             self._ways.forget(address)
         self._suspects.clear()
+        self._homeless.clear()
         self._state.wake_all()
 
     def way_changed(self, address: str) -> None:
         """The kernel's way to an address is another one: whoever is there now, memory doesn't know."""
         self._metrics.bindings_dropped.inc()
-        self._suspects.add(address)
+        self._suspects[address] = monotonic()
         if self._link is Link.LIVE:
             self.suspected.set()
 
     def may_bind(self, address: str) -> bool:
-        """Whether an address whose way only now becomes known may be bound: only while the server keeps us informed."""
+        """Whether an address whose way has just become known may be bound: only while the server keeps us informed."""
+        if address in self._homeless:
+            # Which attack: a pod's interface is gone, the server still names the pod (its volumes are being unmounted),
+            # and now the address has an interface again: another pod's, of which the server may not know yet.
+            self._homeless.discard(address)
+            self.way_changed(address)
         return self._link is Link.LIVE and address not in self._suspects
 
     def _complete(self) -> None:
         if self._link is not Link.LIVE:
             log.info("the server's picture of this node is complete: %d pods", len(self._state.pods))
         self._link = Link.LIVE
-        suspects, self._suspects = self._suspects, set()
-        for address in suspects:
+        # Which attack: the server was asked because of another address, a moment before or after this one's way
+        # changed, and couldn't have heard of its new owner.
+        latest = self._picture_from - self.confirm_after
+        confirmed = [address for address, since in self._suspects.items() if since <= latest]
+        for address in confirmed:
+            del self._suspects[address]
             self._bind(address)
+            if self._state.pod_at(address) is not None and not self._ways.is_bound(address):
+                self._homeless.add(address)
+        if self._suspects:
+            self.suspected.set()
         # Those that waited under the old circumstances look again.
         self._state.wake_all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -22,8 +23,6 @@ _HELLO_SECONDS = 10.0
 """How long a server may take for its first word. It waits for its own lists first."""
 _LOOK_AGAIN_SECONDS = 30.0
 """How often a server without streams is asked again: another replica may have them, as during a migration."""
-_CONFIRM_AFTER = 1.0
-"""Seconds that a changed way waits for the server's own news of it before the snapshot is asked for again."""
 _FIRST_RETRY = 0.1
 _LONGEST_RETRY = 2.0
 
@@ -114,21 +113,22 @@ class NodeWatch:
 
     async def _follow(self, stream: _Stream) -> None:
         """Take in a stream until it ends, changing over to a new one where that is called for."""
-        loop = asyncio.get_running_loop()
         reader = asyncio.create_task(self._read(stream))
         resync_at: float | None = None
         suspected = asyncio.create_task(self._identities.suspected.wait())
         try:
             while not reader.done():
                 swapped = self._client.swapped
-                wait = None if resync_at is None else max(resync_at - loop.time(), 0)
-                events: set[asyncio.Future[Any]] = {reader, swapped, suspected}
+                wait = None if resync_at is None else max(resync_at - monotonic(), 0)
+                events: set[asyncio.Future[Any]] = {reader, swapped}
+                if resync_at is None:
+                    events.add(suspected)
                 await asyncio.wait(events, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-                if suspected.done() and resync_at is None:
-                    resync_at = loop.time() + _CONFIRM_AFTER
+                if resync_at is None and suspected.done():
+                    resync_at = monotonic() + self._identities.confirm_after
                     self._identities.suspected.clear()
                     suspected = asyncio.create_task(self._identities.suspected.wait())
-                due = swapped.done() or (resync_at is not None and loop.time() >= resync_at)
+                due = swapped.done() or (resync_at is not None and monotonic() >= resync_at)
                 if reader.done() or not due:
                     continue
                 resync_at = None
@@ -137,13 +137,13 @@ class NodeWatch:
                     fresh = await self._open_beside(reader)
                 except (StreamLostError, NoStreamsError):
                     # Asked again by then; the old stream goes on as long as it can.
-                    resync_at = loop.time() + _CONFIRM_AFTER
+                    resync_at = monotonic() + self._identities.confirm_after
                     continue
                 if self._state.known() != fresh.known:
                     # The old stream brought news meanwhile. The new one's server would never withdraw a pod that it
                     # wasn't told is held, nor send again what it believes is.
                     fresh.cancel()
-                    resync_at = loop.time()
+                    resync_at = monotonic()
                     continue
                 await _stop(reader)
                 stream.cancel()

@@ -33,7 +33,7 @@ class KernelWatcher:
     def __init__(self, broken: Callable[[str], None], now_bound: Callable[[str], bool] = lambda _: True) -> None:
         """``broken`` is called with an address whose way has changed.
 
-        ``now_bound`` is asked whether a wanted address whose way only now becomes known may be bound.
+        ``now_bound`` is asked whether a wanted address whose way has just become known may be bound.
         """
         self._broken = broken
         self._may_bind = now_bound
@@ -112,8 +112,8 @@ class KernelWatcher:
             self._check([address for address, way in self._bound.items() if _concerns(change, address, way)])
         if len(self._wanted) > len(self._bound):
             for address in self._wanted - self._bound.keys():
-                if self._may_complete(change, address) and self._may_bind(address):
-                    self._bind(address)
+                if self._may_complete(change, address):
+                    self._bind(address, self._may_bind)
 
     def _check(self, addresses: Iterable[str]) -> None:
         for address in addresses:
@@ -146,9 +146,9 @@ class KernelWatcher:
         elif isinstance(change, PortChange):
             _put(near.ports, (change.bridge, change.lladdr), change.port)
 
-    def _bind(self, address: str) -> bool:
+    def _bind(self, address: str, may_bind: Callable[[str], bool] = lambda _: True) -> bool:
         way = self._neighbourhood.way_to(address, self._questions.route_to(address))
-        if way is None:
+        if way is None or not may_bind(address):
             return False
         self._bound[address] = way
         if way.lladdr:

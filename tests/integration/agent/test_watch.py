@@ -200,7 +200,7 @@ async def test_pod_pushed_while_a_new_stream_is_opened_is_not_kept_for_ever(worl
 
 
 async def test_changed_way_asks_the_server_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_CONFIRM_AFTER", 0.05)
+    monkeypatch.setattr(NodeIdentities, "confirm_after", 0.05)
     async with world.agent() as node:
         await until(lambda: node.link is Link.LIVE)
         world.ways.bound.discard(A)
@@ -209,6 +209,26 @@ async def test_changed_way_asks_the_server_anew(world: World, monkeypatch: pytes
         await until(lambda: node.credentials_now(A, "app") is not None)
         assert len(world.script.requests) == 2
         assert A in world.ways.bound
+
+
+async def test_second_changed_way_is_waited_for_without_spinning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that makes interfaces come and go would keep the agent's processor busy."""
+    rounds = 0
+    wait = asyncio.wait
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        return await wait(*arguments, **options)
+
+    async with world.agent() as node:
+        await until(lambda: node.link is Link.LIVE)
+        monkeypatch.setattr(asyncio, "wait", counted)
+        node.way_changed(A)
+        await until(lambda: not node.suspected.is_set())
+        node.way_changed("10.0.0.2")
+        await until(lambda: len(world.script.requests) == 2)
+        assert rounds < 20
 
 
 async def test_pushed_credentials_are_served_within_milliseconds_not_at_a_tick(world: World) -> None:

@@ -13,8 +13,9 @@ from kiam.agent.metrics import AgentMetrics
 from kiam.agent.node import Link, NodeIdentities
 from kiam.agent.node_state import NodeState
 from kiam.rpc import kiam_pb2
-from tests.unit.agent.test_node_state import A, B, credentials, pod, withdrawn
+from tests.unit.agent.test_node_state import BASE, A, B, credentials, pod, withdrawn
 
+HELLO = kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(node_name="node-1", role_base_arn=BASE))
 COMPLETE = kiam_pb2.NodeUpdate(snapshot_complete=kiam_pb2.SnapshotComplete())
 
 
@@ -23,10 +24,12 @@ class Ways:
 
     def __init__(self) -> None:
         self.bound: set[str] = set()
+        self.exist = True
         self.caught_up = 0
 
     def want(self, address: str) -> None:
-        self.bound.add(address)
+        if self.exist:
+            self.bound.add(address)
 
     def forget(self, address: str) -> None:
         self.bound.discard(address)
@@ -173,6 +176,39 @@ async def test_changed_way_and_then_another_pod() -> None:
     agent.push(withdrawn(), pod("u2", (A,), role="other"))
     with pytest.raises(Forbidden):
         await asking
+
+
+async def test_picture_asked_for_because_of_another_address_confirms_nobody_early() -> None:
+    agent = Agent().push(HELLO, pod("u1", (A,)), pod("u2", (B,)), credentials(), COMPLETE)
+    agent.node.way_changed(A)
+    agent.node.confirm_after = 0.0
+    agent.push(HELLO)
+    agent.node.way_changed(B)
+    agent.node.suspected.clear()
+    agent.push(COMPLETE)
+    assert agent.node.credentials_now(A, "app") is not None
+    assert agent.node.credentials_now(B, "app") is None
+    # So that the server is asked again, in time.
+    assert agent.node.suspected.is_set()
+    agent.push(HELLO, COMPLETE)
+    assert agent.node.credentials_now(B, "app") is not None
+
+
+async def test_interface_that_comes_back_after_the_servers_word_needs_it_again() -> None:
+    """A is being deleted: its sandbox is gone, the API still names it, and the address goes to another pod."""
+    agent = Agent().push(pod(), credentials(), COMPLETE)
+    agent.ways.exist = False
+    agent.ways.bound.discard(A)
+    agent.node.way_changed(A)
+    agent.push(COMPLETE)
+    agent.node.suspected.clear()
+    assert not agent.node.may_bind(A)
+    assert agent.node.credentials_now(A, "app") is None
+    assert agent.node.suspected.is_set()
+    agent.ways.exist = True
+    agent.push(COMPLETE)
+    assert agent.node.credentials_now(A, "app") is not None
+    assert agent.node.may_bind(A)
 
 
 async def test_way_that_changed_while_alone_stays_unknown_until_the_snapshot_is_complete() -> None:
