@@ -45,7 +45,8 @@ mount -t cgroup2 cgroup2 /new/sys/fs/cgroup; mount -t bpf bpf /new/sys/fs/bpf
 cp /script /new/run/script; chmod 755 /new/run/script
 exec switch_root /new /run/busybox sh -c '
   /run/busybox ip link set lo up; hostname vm 2>/dev/null
-  cd @CWD@ && env -i REDIRECT_TEST_MACHINE=disposable PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root /run/script
+  cd @CWD@ && env -i REDIRECT_TEST_MACHINE=disposable HOME=/root \\
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /run/script
   status=$?; echo; echo "@TOKEN@ $status"; /run/busybox sync; /run/busybox poweroff -f'
 """
 
