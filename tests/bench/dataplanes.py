@@ -25,6 +25,8 @@ def kube_proxy_rules(count: int) -> str:
     for number in range(count):
         address = f"10.{96 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
         lines.append(f"-A KUBE-SERVICES -d {address}/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-NOWHERE")
+    # Without a rule that translates, the kernel doesn't track connections, and then passes over nat chains altogether.
+    lines.append("-A KUBE-SVC-NOWHERE -p tcp -m tcp -j DNAT --to-destination 10.42.255.254:8443")
     lines += ["-A PREROUTING -j KUBE-SERVICES", "-A OUTPUT -j KUBE-SERVICES", "COMMIT", ""]
     return "\n".join(lines)
 
