@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _LINGERING = 1.0
 """Seconds to go on reading a body that nobody wants, before the connection is closed."""
+_LINK_LOCAL = ("fe8", "fe9", "fea", "feb")
+"""How the addresses of fe80::/10 begin (RFC 4291, section 2.4)."""
 _NOTHING_PARSED: tuple[tuple[()], bool, bytes] = ((), False, b"")
 
 AtOnce = Callable[[str, str], bytes | None]
@@ -53,8 +55,13 @@ class Connection(RequestHandler):
         peer = transport.get_extra_info("peername")
         self.client_address = normalise_address(peer[0]) if peer else ""
         super().connection_made(transport)
-        if not self._server.admit(self.client_address):
-            self._metrics.refused_connections.labels("too many connections").inc()
+        refusal = None if self._server.admit(self.client_address) else "too many connections"
+        if self.client_address.startswith(_LINK_LOCAL):
+            # Which attack: a pod that may send raw packets has as many of these as it likes, each good for connections
+            # and waiting requests like a pod's own. No pod is known by one, so nothing is lost.
+            refusal = "link-local address"
+        if refusal is not None:
+            self._metrics.refused_connections.labels(refusal).inc()
             self.force_close()
             return
         self._expect_headers()

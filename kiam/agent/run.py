@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -43,6 +44,7 @@ _TAKE_OVER_SECONDS = 1.0
 
 async def run_agent(settings: AgentSettings) -> None:
     """Run until SIGTERM or SIGINT. Raises UserError for what the user has to mend."""
+    _raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,6 +87,16 @@ async def run_agent(settings: AgentSettings) -> None:
         if redirection is not None:
             await redirection.leave(await asyncio.to_thread(is_served, settings.port))
     log.info("agent stopped")
+
+
+def _raise_descriptor_limit() -> None:
+    """Have as many descriptors as the system allows.
+
+    Which attack: container runtimes start programs with 1,024, so four pods with the connections that each may have
+    would leave none for the others.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _redirection(settings: AgentSettings) -> Redirection | None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
@@ -18,6 +22,8 @@ from kiam.agent.metrics import AgentMetrics
 from kiam.agent.passing_on import PassingOn, RouteFilter
 from kiam.agent.settings import Limits
 from kiam.agent.upstream import InstanceMetadata
+from tests.integration.agent.conftest import free_port, running_agent
+from tests.sandbox.pki import Pki
 
 LIMITS = Limits(
     header_time=0.3, idle_time=0.5, stall_time=0.3, connections=4, waiting=2, body=1000, passed_response=2000
@@ -309,3 +315,35 @@ async def test_client_that_reads_nothing_is_cut() -> None:
         )
     server.close()
     await pods.drain(1)
+
+
+def test_pods_with_many_connections_leave_descriptors_for_the_others(tmp_path: Path, pki: Pki) -> None:
+    """Container runtimes start programs with 1,024 descriptors; here it is fewer, to need fewer connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        agent = stack.enter_context(running_agent(tmp_path, f"localhost:{free_port()}", pki.agent))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for pod in ("127.0.0.2", "127.0.0.3"):
+            for _ in range(70):
+                stack.enter_context(agent.connect(pod))
+        assert agent.ask("/ping", "127.0.0.4").status == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "refused"), [("fe80::1", True), ("fe80::1%7", True), ("fd00::1", False), ("169.254.172.3", False)]
+)
+async def test_link_local_ipv6_client_is_refused(address: str, refused: bool) -> None:
+    """Whoever may send raw packets has 2**64 of these addresses, with as many connections each as a pod may have."""
+
+    async def never(request: web.BaseRequest) -> web.StreamResponse:
+        raise AssertionError
+
+    pods = PodServer(never, LIMITS, AgentMetrics(CollectorRegistry()))
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info.side_effect = lambda name: (address, 40000, 0, 7) if name == "peername" else None
+    connection = pods()
+    connection.connection_made(transport)
+    assert transport.close.called is refused
+    connection.connection_lost(None)
