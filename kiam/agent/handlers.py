@@ -18,6 +18,7 @@ from kiam.agent.identities import REQUEST_BUDGET, PodIdentities
 from kiam.agent.metrics import AgentMetrics, HandlerMetrics
 from kiam.agent.passing_on import PassingOn
 from kiam.agent.paths import Target, normalise_address, parse_target, query_value
+from kiam.agent.rate import RequestRate
 from kiam.agent.settings import Limits
 from kiam.agent.upstream import InstanceMetadata
 
@@ -53,6 +54,7 @@ class Handlers:
         self._limits = limits
         self._allow_ip_query = allow_ip_query
         self._waiting: dict[str, int] = {}
+        self._passed_on = RequestRate(limits.passed_per_second, limits.passed_burst)
         self._date = (0, b"")
         self._logged: dict[str, float] = {}
         self.draining = False
@@ -108,6 +110,8 @@ class Handlers:
             else:
                 if self._passing_on.refuses(request, target):
                     self._metrics.proxy_blocked.inc()
+                else:
+                    self._limit_rate(request)
                 answer = await self._queue(request, lambda: self._passing_on.handle(request, target))
         except RequestFailure as failure:
             answer = self._refusal(request, failure, meter)
@@ -164,6 +168,15 @@ class Handlers:
         connection = request.protocol
         assert isinstance(connection, Connection)
         return connection.client_address
+
+    def _limit_rate(self, request: web.BaseRequest) -> None:
+        """Which attack: the real service drops packets above some 1,000 a second, whoever of the node sent them, so a
+        pod that asks for tokens without end would keep the others from theirs, and /health from the instance's id."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        if not self._passed_on.admit(connection.client_address, asyncio.get_running_loop().time()):
+            self._metrics.refused_connections.labels("too many passed on").inc()
+            raise TooManyWaiting("too many requests of yours for the instance metadata service; try again")
 
     async def _queue(self, request: web.BaseRequest, ask: Callable[[], Awaitable[T]]) -> T:
         """Have a request wait for its answer, unless too many of the same client do."""

@@ -51,6 +51,10 @@ class Limits:
     """Longest body of a request that is passed on."""
     passed_response: int = 4 * 1024 * 1024
     """Longest response of the real service that is passed on; user data is at most 16 KB."""
+    passed_per_second: float = 50.0
+    """Requests of one address that are passed on; the real service takes some 1,000 packets a second from a node."""
+    passed_burst: int = 100
+    """So many of them at once, after a pause."""
     header_time: float = 5.0
     """From the start of a connection, or from the first byte of a further request, to the end of its headers."""
     idle_time: float = 75.0

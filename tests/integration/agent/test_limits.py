@@ -26,7 +26,15 @@ from tests.integration.agent.conftest import free_port, running_agent
 from tests.sandbox.pki import Pki
 
 LIMITS = Limits(
-    header_time=0.3, idle_time=0.5, stall_time=0.3, connections=4, waiting=2, body=1000, passed_response=2000
+    header_time=0.3,
+    idle_time=0.5,
+    stall_time=0.3,
+    connections=4,
+    waiting=2,
+    body=1000,
+    passed_response=2000,
+    passed_per_second=0.01,
+    passed_burst=9,
 )
 ROLE = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -264,6 +272,17 @@ async def test_passed_request_is_what_was_matched_and_nothing_more(bench: Bench)
     assert line == "GET /latest/meta-data/instance-id?a=%2F HTTP/1.1"
     names = {field.partition(":")[0].lower() for field in fields}
     assert names == {"host", "x-aws-ec2-metadata-token"}
+
+
+async def test_pod_that_asks_without_end_does_not_use_up_the_service(bench: Bench) -> None:
+    bench.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+    token = b"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answers = [await bench.send(token, "127.0.0.2") for _ in range(LIMITS.passed_burst + 1)]
+    assert [b" 200 " in answer for answer in answers] == [True] * LIMITS.passed_burst + [False]
+    assert b" 503 " in answers[-1]
+    assert b"Retry-After: 1" in answers[-1]
+    assert len(bench.seen) == LIMITS.passed_burst
+    assert b" 200 " in await bench.send(token, "127.0.0.3")
 
 
 async def test_answer_is_stripped_and_bounded(bench: Bench) -> None:
