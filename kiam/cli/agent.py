@@ -9,7 +9,7 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings
-from kiam.cli.dataplane_options import add_details
+from kiam.cli.dataplane_options import add_redirect
 from kiam.cli.options import (
     add_boolean,
     add_common,
@@ -20,17 +20,10 @@ from kiam.cli.options import (
     flags_without_effect,
     tls_files,
 )
-from kiam.dataplane import HostNetwork, InterfacePattern
 from kiam.dataplane.registry import DATAPLANES
 from kiam.errors import UserError
 
 NO_DATAPLANE = "none"
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
-        raise ValueError(f"'{text}' is not a port; give a number from 1 to 65535")
-    return int(text)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
@@ -48,7 +41,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_telemetry(parser)
     add_server_client(parser)
-    parser.add_argument("--port", type=flag_type(_port, "port"), default=3100, help="port to serve pods on")
     parser.add_argument(
         "--host",
         type=flag_type(_address, "address"),
@@ -56,13 +48,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the node's IP address, to which pods are redirected (required; or environment HOST_IP)",
     )
     parser.add_argument("--node-name", metavar="NAME", help="the node's name (or NODE_NAME; else found by --host)")
-    parser.add_argument(
-        "--host-interface",
-        type=flag_type(InterfacePattern.parse, "interface"),
-        default=InterfacePattern.parse("docker0"),
-        metavar="PATTERN",
-        help="interfaces pods come in on; a trailing + is a wildcard, a leading ! inverts",
-    )
     add_boolean(parser, "--iptables", False, "the same as --dataplane=iptables")
     add_boolean(parser, "--iptables-remove", True, "with --iptables: take the rules out when the agent stops")
     parser.add_argument(
@@ -71,14 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how pods are redirected to the agent; none: something else does it",
     )
     add_boolean(parser, "--dataplane-remove", False, "with --dataplane: take the redirection out when the agent stops")
-    parser.add_argument(
-        "--host-network",
-        type=HostNetwork,
-        choices=tuple(HostNetwork),
-        default=HostNetwork.IGNORE,
-        help="what becomes of host-network pods' metadata traffic",
-    )
-    add_details(parser)
+    add_redirect(parser)
     add_boolean(parser, "--allow-ip-query", False, "let clients say who they are with ?ip= (for debugging only)")
     parser.add_argument(
         "--allow-route-regexp", default="^$", metavar="REGEXP", help="paths to pass on to the instance metadata service"

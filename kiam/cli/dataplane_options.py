@@ -42,6 +42,11 @@ def add_wanted_state(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="the node's IPv4 address, to which pods are redirected (or environment HOST_IP)",
     )
+    add_redirect(parser)
+
+
+def add_redirect(parser: argparse.ArgumentParser) -> None:
+    """Add all of them but the host's address, which the agent wants for more than the redirect."""
     parser.add_argument("--port", type=flag_type(_port, "port"), default=3100, help="port of the agent")
     parser.add_argument(
         "--host-interface",
@@ -57,11 +62,6 @@ def add_wanted_state(parser: argparse.ArgumentParser) -> None:
         default=HostNetwork.IGNORE,
         help="what becomes of host-network pods' metadata traffic",
     )
-    add_details(parser)
-
-
-def add_details(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that conventional kiam doesn't have."""
     parser.add_argument(
         "--host6",
         type=flag_type(_ipv6, "address"),
