@@ -7,12 +7,13 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from kiam.errors import UserError
-from kiam.telemetry import parse_listen_address, serve_telemetry
+from kiam.telemetry import CLIENT_TIMEOUT_SECONDS, MOST_CONNECTIONS, parse_listen_address, serve_telemetry
 
 
 def _free_port() -> int:
@@ -114,3 +115,16 @@ def test_nothing_listens_after_the_block() -> None:
             assert _get(f"http://127.0.0.1:{port}/metrics")[0] == 200
     with pytest.raises(urllib.error.URLError):
         _get(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_connections_that_say_nothing_do_not_pile_up_threads(ports: tuple[int, int]) -> None:
+    """A pod can reach the listener; whoever scrapes is answered all the same."""
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", ports[0]))) for _ in range(MOST_CONNECTIONS + 8)
+        ]
+        assert _get(f"http://127.0.0.1:{ports[0]}/metrics")[0] == 200
+        for cut in silent[:8]:
+            # Long before a client that sends nothing is cut for that.
+            cut.settimeout(CLIENT_TIMEOUT_SECONDS / 2)
+            assert cut.recv(1) == b""
