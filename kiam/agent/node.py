@@ -238,18 +238,23 @@ class NodeIdentities:
         ask_server: Callable[[], Awaitable[bytes]],
     ) -> bytes:
         loop = asyncio.get_running_loop()
-        while True:
-            # Taken before looking, so that no change falls in between.
-            change = self._state.change(address)
-            body = remembered()
-            if body is not None:
-                return body
-            if self._link is not Link.LIVE:
-                return await ask_server()
-            left = deadline - loop.time()
-            if left <= 0:
-                raise several_pods() if self._state.is_shared(address) else not_yet_known()
-            await asyncio.wait({change}, timeout=left)
+        try:
+            while True:
+                # Taken before looking, so that no change falls in between.
+                change = self._state.change(address)
+                body = remembered()
+                if body is not None:
+                    return body
+                if self._link is not Link.LIVE:
+                    return await ask_server()
+                left = deadline - loop.time()
+                if left <= 0:
+                    raise several_pods() if self._state.is_shared(address) else not_yet_known()
+                await asyncio.wait({change}, timeout=left)
+        finally:
+            # Which attack: a pod that makes up source addresses would leave something to wait for at each. Others who
+            # wait there look again, and go on waiting.
+            self._state.wake((address,))
 
     # ---- telling the server of refusals
 

@@ -71,7 +71,8 @@ class Server:
 class Agent:
     def __init__(self, grace: timedelta = timedelta(minutes=15)) -> None:
         self.ways, self.server, self.registry = Ways(), Server(), CollectorRegistry()
-        self.node = NodeIdentities(NodeState(), self.server, self.ways, grace, AgentMetrics(self.registry))
+        self.state = NodeState()
+        self.node = NodeIdentities(self.state, self.server, self.ways, grace, AgentMetrics(self.registry))
 
     def push(self, *updates: kiam_pb2.NodeUpdate) -> Agent:
         for update in updates:
@@ -112,6 +113,29 @@ async def test_who_is_never_pushed_hears_so_at_the_deadline() -> None:
     agent = Agent().push(COMPLETE)
     with pytest.raises(NotYetKnown):
         await agent.ask(seconds=0.01)
+
+
+async def test_addresses_that_nobody_waits_at_any_more_are_forgotten() -> None:
+    agent = Agent()
+    await agent.ask("10.9.9.1")
+    agent.push(COMPLETE)
+    with pytest.raises(NotYetKnown):
+        await agent.ask("10.9.9.2", seconds=0.01)
+    hung_up = asyncio.create_task(agent.ask("10.9.9.3"))
+    await asyncio.sleep(0)
+    hung_up.cancel()
+    await asyncio.wait({hung_up})
+    assert not agent.state._waiting
+
+
+async def test_one_who_gives_up_does_not_stop_another_from_waiting() -> None:
+    agent = Agent().push(COMPLETE)
+    asking = asyncio.create_task(agent.ask())
+    with pytest.raises(NotYetKnown):
+        await agent.ask(seconds=0.01)
+    assert not asking.done()
+    agent.push(pod(), credentials())
+    assert b"ASIA1" in await asking
 
 
 async def test_address_of_two_pods_waits_until_it_is_one_pods() -> None:
