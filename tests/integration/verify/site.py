@@ -114,7 +114,6 @@ class Site:
             os.environ[CGROUP_VARIABLE] = str(self.cgroups.root)
             self._stack.callback(_restore, before)
             self.net = self._stack.enter_context(NodeNet(cni))
-            self.node = self.net.node
             self.pod = self.net.add_pod("one")
             self.wanted = WantedState(NODE_IPV4, AGENT_PORT, InterfacePattern.parse(self.net.interface_pattern))
             self.agent: Listener | None = None
@@ -124,6 +123,12 @@ class Site:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def node(self) -> NetNs:
+        """The node's namespace. Whoever goes there works on this site's cgroup, even if another site was made since."""
+        os.environ[CGROUP_VARIABLE] = str(self.cgroups.root)
+        return self.net.node
 
     def __enter__(self) -> Site:
         return self
