@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("--kernel", action="append", metavar="SERIES", help=f"default: {' '.join(DEFAULT_KERNELS)}")
-    parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for one guest (default 300)")
+    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="for one guest (default 900)")
     parser.add_argument("--store", type=Path, default=CHECKOUT / "build/vm", help="where kernels are kept")
     parser.add_argument("command", nargs="*", default=["vagrant/redirect-test", "--no-install"])
     arguments = parser.parse_args()
