@@ -148,14 +148,14 @@ def test_wide_patterns_catch_pods_and_leave_the_host_alone(plane: Plane, world: 
 
 def test_what_is_dropped_is_counted_by_reason(plane: Plane, world: World) -> None:
     plane.install()
-    assert plane.dropped() == 0
+    # Not always 0: a last packet of the test before may still be on its way.
+    before = plane.counters().drops or {}
     world.client.ask("try_connect", METADATA, 81)
     world.client.ask("datagram", METADATA, 80)
     world.client.ask("who", METADATA6)
     drops = plane.counters().drops or {}
-    assert drops["other-port"] >= 1
-    assert drops["other-protocol"] >= 1
-    assert drops["ipv6"] >= 1
+    for reason in ("other-port", "other-protocol", "ipv6"):
+        assert drops[reason] > before.get(reason, 0), reason
     assert plane.counters().redirects == 0
 
 
