@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def main() -> int:
     if (reason := machine_can_boot()) is not None:
         print(f"test-vm: {reason}", file=sys.stderr)
         return 1
+    # Ended from outside, the guest and its file servers end too: leaving by an exception runs their clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     verdicts: dict[str, Verdict] = {}
     try:
         store = KernelStore(arguments.store)
