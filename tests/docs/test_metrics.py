@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from kiam.agent.redirection import DataplaneCollector
-from kiam.dataplane import Counters, Inspection, WantedState
+from kiam.dataplane.registry import load_dataplane
 from tests.deploy.chart import manifests
 from tests.docs.test_docs import ALL, DOCS
 from tests.integration.agent.conftest import free_port, running_agent
@@ -27,24 +27,6 @@ OURS = re.compile(r"\b(?:kiam|grpc)_\w+\b")
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
 # $__rate_interval is Grafana's own, and becomes a duration.
 GRAFANA = {"$__rate_interval": "5m", "$instance": ".*"}
-
-
-class NoDataplane:
-    """Stands in for the kernel's counters: only the metrics' names are wanted."""
-
-    name = "none"
-
-    def install(self, wanted: WantedState) -> None:
-        raise NotImplementedError
-
-    def remove(self) -> None:
-        raise NotImplementedError
-
-    def inspect(self, wanted: WantedState | None = None) -> Inspection:
-        raise NotImplementedError
-
-    def counters(self) -> Counters:
-        return Counters()
 
 
 def scraped(port: int) -> Iterator[str]:
@@ -75,7 +57,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
     ):
         wait_until(lambda: "kiam_server_node_streams" in set(scraped(ports[0])), "the server's metrics")
         names = {name for port in ports for name in scraped(port)}
-    kernel = {f"{family.name}_total" for family in DataplaneCollector(NoDataplane()).describe()}
+    kernel = {f"{family.name}_total" for family in DataplaneCollector(load_dataplane("nftables")).describe()}
     return frozenset(names | kernel)
 
 
