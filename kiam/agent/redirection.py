@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from kiam.agent.settings import DataplaneSettings
-from kiam.dataplane import Condition, Dataplane, WantedState
+from kiam.dataplane.contract import Condition, Dataplane, WantedState
 from kiam.dataplane.registry import load_dataplane
 from kiam.errors import UserError
 

@@ -13,21 +13,21 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
-from kiam.agent.client import ServerClient
-from kiam.agent.connection import PodServer
-from kiam.agent.handlers import Handlers
-from kiam.agent.identities import REQUEST_BUDGET
-from kiam.agent.listener import is_served, listen, steer_away
+from kiam.agent.control.channel import ServerClient
+from kiam.agent.control.node_stream import NodeWatch
+from kiam.agent.control.unary import UnaryIdentities
+from kiam.agent.core.answers import NodeIdentities
+from kiam.agent.core.identities import REQUEST_BUDGET
+from kiam.agent.core.pods import NodeState
+from kiam.agent.http.connection import PodServer
+from kiam.agent.http.handlers import Handlers
+from kiam.agent.http.instance_metadata import InstanceMetadata
+from kiam.agent.http.listener import is_served, listen, steer_away
+from kiam.agent.http.proxy import PassingOn, RouteFilter
+from kiam.agent.kernel.watcher import KernelWatcher
 from kiam.agent.metrics import AgentMetrics
-from kiam.agent.node import NodeIdentities
-from kiam.agent.node_state import NodeState
-from kiam.agent.passing_on import PassingOn, RouteFilter
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
 from kiam.agent.settings import AgentSettings
-from kiam.agent.unary import UnaryIdentities
-from kiam.agent.upstream import InstanceMetadata
-from kiam.agent.watch import NodeWatch
-from kiam.agent.watcher import KernelWatcher
 from kiam.durations import format_duration
 from kiam.errors import UserError
 from kiam.grpc_metrics import client_interceptors

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
 
-from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend
+from kiam.dataplane.contract import HostNetwork
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from kiam.tls import TLSFiles
 
 INSTANCE_METADATA_URL = "http://169.254.169.254"

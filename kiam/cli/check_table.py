@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kiam.dataplane.verify.results import CheckResult, Status, any_failed
+from kiam.verify.results import CheckResult, Status, any_failed
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from kiam.cli.check_table import print_results
 from kiam.cli.config_flags import check_flags, collect_problems
-from kiam.dataplane.verify.results import CheckResult, any_failed
+from kiam.verify.results import CheckResult, any_failed
 
 CHECKED = {"agent": "the flags of kiam agent", "server": "the flags of kiam server"}
 """Command: its help. Module ``kiam.cli.config_<command>`` has ``checks(arguments, unusable flags) -> results``."""

@@ -8,17 +8,17 @@ import socket
 from collections.abc import Sequence
 from datetime import timedelta
 
-from kiam.agent.failures import UpstreamFailed
-from kiam.agent.passing_on import RouteFilter
+from kiam.agent.core.failures import UpstreamFailed
+from kiam.agent.http.instance_metadata import InstanceMetadata
+from kiam.agent.http.proxy import RouteFilter
 from kiam.agent.settings import AgentSettings
-from kiam.agent.upstream import InstanceMetadata
 from kiam.cli import health
 from kiam.cli.agent import settings_from
 from kiam.cli.config_tls import TLS_FLAGS, check_files, check_handshakes, failed_with, needs
 from kiam.cli.options import tls_files
-from kiam.dataplane.verify.results import CheckResult, Status, failed, passed, warned
 from kiam.errors import UserError
 from kiam.tls.certificates import Side, read_certificates
+from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
 TIMEOUT = 3.0
 """Seconds for each thing that is reached."""

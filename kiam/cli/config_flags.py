@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from kiam.cli.options import WITHOUT_EFFECT
-from kiam.dataplane.verify.results import CheckResult, failed, passed, warned
 from kiam.durations import format_duration
+from kiam.verify.results import CheckResult, failed, passed, warned
 
 _NOT_THE_COMMANDS = frozenset({"help", "output"})
 

@@ -11,12 +11,12 @@ from functools import partial
 
 from kiam.cli import server
 from kiam.cli.config_tls import check_files, failed_with, needs
-from kiam.dataplane.verify.results import CheckResult, failed, passed, warned
 from kiam.errors import UserError
-from kiam.server.base_arn import DetectionError, detect_base_arn_once
-from kiam.server.kube import KubeApi, KubeError
-from kiam.server.sts import BotoSTS, STSError
+from kiam.server.aws.base_arn import DetectionError, detect_base_arn_once
+from kiam.server.aws.sts import BotoSTS, STSError
+from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.tls.certificates import Side
+from kiam.verify.results import CheckResult, failed, passed, warned
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _READS = ("list", "watch")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from kiam.cli.options import tls_files
-from kiam.dataplane.verify.results import CheckResult, failed, passed, skipped, warned
 from kiam.errors import UserError
 from kiam.tls import TLSFiles
 from kiam.tls.certificates import InspectedTLS, Severity, Side, format_time, inspect
 from kiam.tls.diagnosis import diagnose
+from kiam.verify.results import CheckResult, failed, passed, skipped, warned
 
 TLS_FLAGS = ("--cert", "--key", "--ca")
 CERTIFICATES = "make certificates with kiam certs, or as docs/tls.md says"

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from kiam.cli.dataplane_options import add_wanted_state, find_wanted_state, wanted_state
-from kiam.dataplane import Condition, Counters, WantedState
+from kiam.dataplane.contract import Condition, Counters, WantedState
 from kiam.dataplane.registry import DATAPLANES, load_dataplane
 from kiam.errors import UserError
 

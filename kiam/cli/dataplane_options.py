@@ -7,8 +7,9 @@ import os
 from ipaddress import IPv4Address, IPv6Address
 
 from kiam.cli.options import flag_type
-from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend, WantedState
+from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 
 
 def _port(text: str) -> int:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from kiam.cli.check_table import print_results
 from kiam.cli.dataplane_options import add_wanted_state, ipv4_address, wanted_state
 from kiam.dataplane.registry import DATAPLANES
-from kiam.dataplane.verify.results import any_failed
 from kiam.errors import UserError
+from kiam.verify.results import any_failed
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -55,8 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Verify, print, and say by the exit code whether anything failed."""
     # The checks' libraries cost more to import than all other subcommands' together.
-    from kiam.dataplane.verify.live.proof import LiveSettings
-    from kiam.dataplane.verify.verify import VerifySettings, verify
+    from kiam.verify.live.proof import LiveSettings
+    from kiam.verify.run import VerifySettings, verify
 
     wanted = wanted_state(arguments)
     if arguments.pod_netns is not None and not arguments.pod_netns.exists():

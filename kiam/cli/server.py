@@ -23,7 +23,7 @@ from kiam.durations import format_duration
 from kiam.errors import UserError
 
 if TYPE_CHECKING:
-    from kiam.server.config import ServerConfig
+    from kiam.server.settings import ServerConfig
 
 LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
 """What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
@@ -137,7 +137,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def make_config(arguments: argparse.Namespace) -> ServerConfig:
     """The configuration that parsed arguments mean. Raises UserError."""
-    from kiam.server.config import ServerConfig
+    from kiam.server.settings import ServerConfig
 
     check(arguments)
     names = ServerConfig.__dataclass_fields__.keys() - {"tls"}
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from kiam.logs import configure_logging
-    from kiam.server.app import serve
+    from kiam.server.run import serve
 
     configure_logging(arguments.level, arguments.json_log)
     for line in flags_without_effect(arguments):

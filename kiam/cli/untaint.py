@@ -65,8 +65,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    from kiam.server.kube import KubeApi
-    from kiam.server.untaint import Untainter
+    from kiam.server.kubernetes.api import KubeApi
+    from kiam.server.kubernetes.untaint import Untainter
 
     api = await KubeApi.connect(arguments.kubeconfig)
     try:

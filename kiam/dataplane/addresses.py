@@ -6,8 +6,9 @@ import errno
 import socket
 from ipaddress import IPv4Address, IPv6Address
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, WantedState
+from kiam.dataplane.contract import WantedState
 from kiam.errors import UserError
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 
 
 def is_local(address: IPv4Address | IPv6Address) -> bool:

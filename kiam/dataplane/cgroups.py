@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kiam.dataplane import HostNetwork, WantedState
+from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.errors import UserError
 
 T = TypeVar("T")

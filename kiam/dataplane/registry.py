@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from kiam.dataplane import Dataplane
+from kiam.dataplane.contract import Dataplane
 
 DATAPLANES: dict[str, str] = {
     "iptables": "kiam.dataplane.iptables:IptablesDataplane",

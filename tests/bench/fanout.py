@@ -28,8 +28,8 @@ from prometheus_client import CollectorRegistry
 
 from kiam.cli import server as command
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
-from kiam.server.app import Server as InProcess
-from kiam.server.config import ServerConfig
+from kiam.server.run import Server as InProcess
+from kiam.server.settings import ServerConfig
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApiProcess, pod, write_kubeconfig
 from tests.sandbox.pki import Pki, make_pki

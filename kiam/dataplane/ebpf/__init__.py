@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kiam.dataplane import Condition, Counters, Inspection, WantedState
 from kiam.dataplane.addresses import check_addresses
+from kiam.dataplane.contract import Condition, Counters, Inspection, WantedState
 from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import detach_all, find_ours, open_cgroup, open_maps

@@ -14,8 +14,8 @@ import json
 import subprocess
 from typing import Any
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
 from kiam.errors import UserError
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 
 TABLE = "kiam_ebpf"
 _FAMILY = "inet"

@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kiam.dataplane import WantedState
 from kiam.dataplane.cgroups import find_cgroup2_root
+from kiam.dataplane.contract import WantedState
 from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import Guard
 from kiam.dataplane.ebpf.hooks import attach_all, find_ours, open_cgroup, open_maps, read_configs

@@ -10,7 +10,6 @@ import socket
 import struct
 from pathlib import Path
 
-from kiam.dataplane import HostNetwork, WantedState
 from kiam.dataplane.cgroups import (
     Cgroup,
     find_cgroup2_root,
@@ -19,6 +18,7 @@ from kiam.dataplane.cgroups import (
     own_pod_cgroup,
     require_pod_cgroups,
 )
+from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.ebpf.state import MAX_POD_CGROUPS, CgroupPlace, Config, source_digest
 from kiam.errors import UserError
 

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
+from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.netfilter.interfaces import InterfacePattern
 
 
 def write_request(wanted: WantedState, cgroup: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from kiam.dataplane import HostNetwork
+from kiam.dataplane.contract import HostNetwork
 
 SOURCE = Path(__file__).parent.parent / "bpf" / "kiam.c"
 HEADERS = Path(__file__).parent.parent / "bpf" / "headers"

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
 from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.ebpf.node import kernel_lacks
 from kiam.dataplane.ebpf.state import PREFIX, UPLINK_HOOK
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 
 _LOOPBACK_INDEX = 1
 _F_BEFORE = 1 << 3

@@ -15,13 +15,13 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from kiam.agent.connection import PodServer
-from kiam.agent.failures import NotYetKnown
-from kiam.agent.handlers import Handlers
+from kiam.agent.core.failures import NotYetKnown
+from kiam.agent.http.connection import PodServer
+from kiam.agent.http.handlers import Handlers
+from kiam.agent.http.instance_metadata import InstanceMetadata
+from kiam.agent.http.proxy import PassingOn, RouteFilter
 from kiam.agent.metrics import AgentMetrics
-from kiam.agent.passing_on import PassingOn, RouteFilter
 from kiam.agent.settings import Limits
-from kiam.agent.upstream import InstanceMetadata
 from tests.integration.agent.conftest import free_port, running_agent
 from tests.sandbox.pki import Pki
 

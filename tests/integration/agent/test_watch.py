@@ -14,13 +14,13 @@ import pytest
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
-from kiam.agent import watch
-from kiam.agent.client import ServerClient
+from kiam.agent.control import node_stream as watch
+from kiam.agent.control.channel import ServerClient
+from kiam.agent.control.unary import UnaryIdentities
+from kiam.agent.core.answers import Link, NodeIdentities
+from kiam.agent.core.pods import NodeState
 from kiam.agent.metrics import AgentMetrics
-from kiam.agent.node import Link, NodeIdentities
-from kiam.agent.node_state import NodeState
 from kiam.agent.settings import ServerSettings
-from kiam.agent.unary import UnaryIdentities
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls.certificates import Side
 from kiam.tls.reload import TLSReloader

@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 
-from kiam.dataplane import (
-    Condition,
-    Counters,
-    Dataplane,
-    HostNetwork,
-    Inspection,
-    InterfacePattern,
-    IptablesBackend,
-    WantedState,
-)
+from kiam.dataplane.contract import Condition, Counters, Dataplane, HostNetwork, Inspection, WantedState
 from kiam.dataplane.registry import load_dataplane
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from tests.integration.dataplane.world import AGENT_PORT, World
 from tests.sandbox.cgroups import NodeCgroup
 from tests.sandbox.netns import NODE_IPV4

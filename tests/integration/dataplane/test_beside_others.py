@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kiam.dataplane import Condition
+from kiam.dataplane.contract import Condition
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.kube_proxy import iptables_rules, nftables_rules
 from tests.integration.dataplane.world import METADATA, World

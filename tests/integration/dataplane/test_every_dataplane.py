@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 
-from kiam.dataplane import Condition, InterfacePattern
+from kiam.dataplane.contract import Condition
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.world import (
     AGENT_PORT,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kiam.dataplane import HostNetwork
+from kiam.dataplane.contract import HostNetwork
 from kiam.errors import UserError
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.world import METADATA, METADATA6, Client, World

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kiam.dataplane import Condition, InterfacePattern, IptablesBackend
+from kiam.dataplane.contract import Condition
 from kiam.dataplane.iptables import IptablesDataplane
-from kiam.dataplane.iptables_rules import documented_command
+from kiam.dataplane.iptables.rules import documented_command
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.kube_proxy import iptables_rules
 from tests.integration.dataplane.world import AGENT_PORT, METADATA, OTHER_AGENT_PORT, World

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kiam.dataplane import Condition, InterfacePattern
+from kiam.dataplane.contract import Condition
+from kiam.netfilter.interfaces import InterfacePattern
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.world import METADATA, OTHER_AGENT_PORT, World
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kiam.dataplane import Condition, WantedState
+from kiam.dataplane.contract import Condition, WantedState
 from tests.integration.ebpf.world import World, wanted_state
 from tests.sandbox.netns import PodNet
 

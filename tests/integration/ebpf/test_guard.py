@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from kiam.dataplane import METADATA_IPV4
+from kiam.metadata import METADATA_IPV4
 from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
 from tests.sandbox.netns import NODE_IPV4, PodNet

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from kiam.dataplane import METADATA_IPV4, HostNetwork
+from kiam.dataplane.contract import HostNetwork
 from kiam.errors import UserError
+from kiam.metadata import METADATA_IPV4
 from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
 from tests.sandbox.netns import NODE_IPV4, PodNet

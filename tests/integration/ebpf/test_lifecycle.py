@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from kiam.dataplane import METADATA_IPV4, Condition, HostNetwork, WantedState
+from kiam.dataplane.contract import Condition, HostNetwork, WantedState
 from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.ebpf.hooks import open_cgroup
 from kiam.dataplane.ebpf.state import SOCKET_HOOKS
 from kiam.errors import UserError
+from kiam.metadata import METADATA_IPV4
 from tests.integration.ebpf.world import AGENT_PORT, OTHER_AGENT_PORT, World, ask, wanted_state
 from tests.sandbox.netns import PodNet
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
-from kiam.dataplane.verify.live import uring
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.verify.live import uring
 from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import AGENT_PORT, MAPPED, TIMEOUT, World, ask
 from tests.sandbox.netns import NODE_IPV4, PodNet

@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from kiam.dataplane import METADATA_IPV4
 from kiam.dataplane.ebpf import bpf, uplink
+from kiam.metadata import METADATA_IPV4
 from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
 from tests.sandbox.netns import AWS_IPV4, NODE_IPV4, NetNs, PodNet

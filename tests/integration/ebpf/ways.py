@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from tests.sandbox.netns import CALICO_MAC
 
 IPPROTO_MPTCP = 262

@@ -14,8 +14,10 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kiam.dataplane import METADATA_IPV4, METADATA_IPV6, HostNetwork, InterfacePattern, WantedState
+from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.ebpf import EbpfDataplane, uplink
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.netfilter.interfaces import InterfacePattern
 from tests.sandbox.cgroups import NodeCgroup, cgroup2_mount
 from tests.sandbox.netns import NODE_IPV4, NODE_IPV6, NetNs, NodeNet, PodNet
 

@@ -17,8 +17,8 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
-from kiam.server.app import Server
-from kiam.server.config import ServerConfig
+from kiam.server.run import Server
+from kiam.server.settings import ServerConfig
 from kiam.tls import TLSFiles
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, write_kubeconfig
@@ -49,7 +49,7 @@ def aws(aws_process: AwsProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aw
 @pytest.fixture(autouse=True)
 def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls without a deadline are held for a moment only; then no answer depends on who is quicker at a deadline."""
-    monkeypatch.setattr("kiam.server.service.LONGEST_HOLD", 0.3)
+    monkeypatch.setattr("kiam.server.grpc.service.LONGEST_HOLD", 0.3)
 
 
 @pytest.fixture

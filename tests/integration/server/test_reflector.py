@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from kiam.errors import UserError
-from kiam.server import reflector as module
-from kiam.server.kube import KubeApi as Client
-from kiam.server.kube import KubeError
-from kiam.server.reflector import PODS, Reflector
-from kiam.server.store import PodStore
+from kiam.server.kubernetes import reflector as module
+from kiam.server.kubernetes.api import KubeApi as Client
+from kiam.server.kubernetes.api import KubeError
+from kiam.server.kubernetes.reflector import PODS, Reflector
+from kiam.server.kubernetes.store import PodStore
 from tests.integration.server.conftest import eventually
 from tests.sandbox.kubeapi import KubeApi, many_pods, namespace, pod, write_kubeconfig
 

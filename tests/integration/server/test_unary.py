@@ -65,7 +65,7 @@ async def test_call_is_held_until_a_pod_has_the_address(sandbox: Sandbox, kube: 
 
 
 async def test_call_without_a_deadline_is_not_held_for_ever(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiam.server.service.LONGEST_HOLD", 0.2)
+    monkeypatch.setattr("kiam.server.grpc.service.LONGEST_HOLD", 0.2)
     client = await sandbox.connect(await sandbox.start())
     assert (await refusal(client.credentials("10.0.0.9", "x", None)))[0] is grpc.StatusCode.NOT_FOUND
 
@@ -170,7 +170,7 @@ async def test_draining_server_answers_held_calls_at_once(sandbox: Sandbox) -> N
 async def test_repeated_refusals_are_counted_on_one_event(
     sandbox: Sandbox, kube: KubeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kiam.server.events.REPEAT_INTERVAL", 0.2)
+    monkeypatch.setattr("kiam.server.kubernetes.events.REPEAT_INTERVAL", 0.2)
     client = await sandbox.connect(await sandbox.start())
     for _ in range(5):
         await refusal(client.credentials("10.0.0.1", "role-b"))

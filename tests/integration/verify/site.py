@@ -14,12 +14,13 @@ from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
-from kiam.dataplane import InterfacePattern, WantedState
+from kiam.dataplane.contract import WantedState
 from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
 from kiam.dataplane.registry import load_dataplane
-from kiam.dataplane.verify.live.proof import LiveSettings
-from kiam.dataplane.verify.results import CheckResult, Status
-from kiam.dataplane.verify.verify import VerifySettings, verify
+from kiam.netfilter.interfaces import InterfacePattern
+from kiam.verify.live.proof import LiveSettings
+from kiam.verify.results import CheckResult, Status
+from kiam.verify.run import VerifySettings, verify
 from tests.sandbox.cgroups import NodeCgroup
 from tests.sandbox.netns import METADATA_IPV4, METADATA_IPV6, NODE_IPV4, NetNs, NodeNet
 

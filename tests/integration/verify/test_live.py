@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kiam.dataplane import HostNetwork
+from kiam.dataplane.contract import HostNetwork
 from kiam.dataplane.ebpf import uplink
-from kiam.dataplane.verify.live.proof import LiveSettings
-from kiam.dataplane.verify.programs import BPFTOOL_NAMES, read_programs
-from kiam.dataplane.verify.results import CheckResult, Status
+from kiam.verify.checks.programs import BPFTOOL_NAMES, read_programs
+from kiam.verify.live.proof import LiveSettings
+from kiam.verify.results import CheckResult, Status
 from tests.integration.verify.site import AGENT_PORT, Found, Site
 from tests.sandbox.netns import NODE_IPV4, NODE_IPV6
 from tests.sandbox.node import NodeInABox
@@ -229,7 +229,7 @@ def test_a_node_with_kiams_own_agent_passes_with_each_dataplane() -> None:
 
 
 def test_nothing_is_wired_where_the_pattern_names_no_interface(site: Site) -> None:
-    from kiam.dataplane import InterfacePattern
+    from kiam.netfilter.interfaces import InterfacePattern
 
     line = site.verify(live=True, interface=InterfacePattern.parse("weave")).one(PROOF)
     assert line.status is Status.SKIP

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kiam.dataplane.ebpf import bpf
-from kiam.dataplane.verify.results import Status
+from kiam.verify.results import Status
 from tests.integration.verify.site import KIAM, Site
 
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
@@ -99,7 +99,7 @@ def test_a_namespace_that_is_not_there_is_one_line(site: Site) -> None:
 def test_bpffs_is_found_and_its_mend_mounts_it() -> None:
     # In a mount namespace of its own: the machine's mounts stay as they are.
     script = (
-        "from kiam.dataplane.verify.prerequisites import check_bpf_filesystem as check\n"
+        "from kiam.verify.checks.prerequisites import check_bpf_filesystem as check\n"
         "import os, subprocess\n"
         "subprocess.run(['umount', '--all', '-t', 'bpf'])\n"
         "before = check()\n"
@@ -115,8 +115,8 @@ def test_cgroup2_that_is_not_mounted_is_seen_and_its_mend_mounts_it() -> None:
     script = (
         "from ipaddress import IPv4Address\n"
         "import subprocess\n"
-        "from kiam.dataplane import InterfacePattern, WantedState\n"
-        "from kiam.dataplane.verify.prerequisites import check_cgroup2\n"
+        "from kiam.dataplane.contract import InterfacePattern, WantedState\n"
+        "from kiam.verify.checks.prerequisites import check_cgroup2\n"
         "wanted = WantedState(IPv4Address('192.0.2.10'), 8181, InterfacePattern.parse('cali+'))\n"
         "subprocess.run(['umount', '--all', '-t', 'cgroup2'])\n"
         "before = check_cgroup2(wanted, 'ebpf')\n"

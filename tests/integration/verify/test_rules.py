@@ -6,8 +6,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from kiam.dataplane import InterfacePattern
-from kiam.dataplane.verify.results import CheckResult, Status
+from kiam.netfilter.interfaces import InterfacePattern
+from kiam.verify.results import CheckResult, Status
 from tests.integration.verify.site import Found, Site
 
 RULES = ("redirect rule", "near miss", "iptables backend", "taken first", "host firewall", "host untouched")

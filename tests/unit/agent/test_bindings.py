@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from kiam.agent.bindings import Link, Neighbourhood, Route, Way, covers
+from kiam.agent.kernel.routes import Link, Neighbourhood, Route, Way, covers
 
 POD = "10.42.0.11"
 CALI, CBR0, PORT, OTHER_PORT, ETH0 = 5, 6, 7, 8, 2

@@ -12,8 +12,8 @@ import pytest
 from kiam.agent.settings import AgentSettings
 from kiam.cli import build_parser
 from kiam.cli.agent import settings_from
-from kiam.dataplane import InterfacePattern
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.agent.headers import passed_headers
+from kiam.agent.http.headers import passed_headers
 
 NAMES = st.text(alphabet="abcXYZ-_", min_size=1, max_size=12)
 FIELDS = st.lists(st.tuples(NAMES, st.text(max_size=10)), max_size=10)

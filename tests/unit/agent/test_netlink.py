@@ -10,7 +10,7 @@ from pyroute2.netlink.rtnl import RTM_DELNEIGH, RTM_NEWNEIGH
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from kiam.agent.netlink import NeighbourChange, PortChange, _changes
+from kiam.agent.kernel.rtnetlink import NeighbourChange, PortChange, _changes
 
 MAC = "0a:58:0a:2a:00:0b"
 

@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 from prometheus_client import CollectorRegistry
 
-from kiam.agent.failures import Forbidden, NotYetKnown
+from kiam.agent.core.answers import Link, NodeIdentities
+from kiam.agent.core.failures import Forbidden, NotYetKnown
+from kiam.agent.core.pods import NodeState
 from kiam.agent.metrics import AgentMetrics
-from kiam.agent.node import Link, NodeIdentities
-from kiam.agent.node_state import NodeState
 from kiam.rpc import kiam_pb2
 from tests.unit.agent.test_node_state import BASE, A, B, credentials, pod, withdrawn
 

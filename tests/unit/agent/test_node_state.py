@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.agent.failures import CredentialsUnavailable, Forbidden, NoRole
-from kiam.agent.node_state import Identity, NodeState
+from kiam.agent.core.failures import CredentialsUnavailable, Forbidden, NoRole
+from kiam.agent.core.pods import Identity, NodeState
 from kiam.rpc import kiam_pb2
 
 BASE = "arn:aws:iam::123456789012:role/"

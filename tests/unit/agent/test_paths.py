@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.agent.failures import Unparsable
-from kiam.agent.passing_on import RouteFilter
-from kiam.agent.paths import (
+from kiam.agent.core.failures import Unparsable
+from kiam.agent.http.paths import (
     Target,
     gives_node_credentials,
     is_token_path,
@@ -19,6 +18,7 @@ from kiam.agent.paths import (
     parse_target,
     query_value,
 )
+from kiam.agent.http.proxy import RouteFilter
 from kiam.errors import UserError
 
 BASE = "/latest/meta-data/iam/security-credentials"

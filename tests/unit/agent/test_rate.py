@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kiam.agent.rate import RequestRate
+from kiam.agent.http.rate import RequestRate
 
 
 def test_burst_and_then_the_rate() -> None:

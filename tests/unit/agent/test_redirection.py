@@ -13,8 +13,9 @@ import pytest
 from kiam.agent import redirection
 from kiam.agent.redirection import Redirection
 from kiam.agent.settings import DataplaneSettings
-from kiam.dataplane import Condition, Counters, HostNetwork, Inspection, InterfacePattern, WantedState
+from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern
 from tests.sandbox.process import wait_until
 
 CALI = InterfacePattern.parse("cali+")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from kiam.agent.verdicts import credentials_unavailable, understand
+from kiam.agent.control.grpc_errors import understand
+from kiam.agent.core.failures import credentials_unavailable
 
 Code = grpc.StatusCode
 

@@ -9,8 +9,8 @@ import pytest
 from kiam.cli import build_parser, main
 from kiam.cli.config_flags import check_flags
 from kiam.cli.options import WITHOUT_EFFECT, flags_without_effect
-from kiam.dataplane.verify.results import CheckResult, Status
 from kiam.tls.issue import Period, make_authority, make_certificate
+from kiam.verify.results import CheckResult, Status
 
 BASE_ARN = "--role-base-arn=arn:aws:iam::123456789012:role/"
 

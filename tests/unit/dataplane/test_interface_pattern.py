@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.dataplane import InterfacePattern
-from kiam.dataplane.xtables import overlap
+from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.xtables import overlap
 
 NAMES = st.text("abc0", min_size=1, max_size=4)
 PATTERNS = st.builds(InterfacePattern, NAMES, st.booleans(), st.booleans())

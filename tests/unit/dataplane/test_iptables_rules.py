@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend, WantedState
 from kiam.dataplane.cgroups import Cgroup, HostPods
-from kiam.dataplane.iptables_programs import choose_backend, failure
-from kiam.dataplane.iptables_rules import (
+from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.iptables.programs import choose_backend, failure
+from kiam.dataplane.iptables.rules import (
     FROM_METADATA,
     HOST_NETWORK,
     INSTALLED,
@@ -27,8 +27,9 @@ from kiam.dataplane.iptables_rules import (
     remove_script,
     table_rules,
 )
-from kiam.dataplane.xtables import Rule, Ruleset, parse_save
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+from kiam.netfilter.xtables import Rule, Ruleset, parse_save
 
 HOST = IPv4Address("10.0.0.1")
 HOST6 = IPv6Address("2001:db8::1")

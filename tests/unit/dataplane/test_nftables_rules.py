@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
 from kiam.dataplane.cgroups import Cgroup, HostPods
+from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.nftables import failure
-from kiam.dataplane.nftables_rules import (
+from kiam.dataplane.nftables.rules import (
     COUNTERS,
     ListedChain,
     differences,
@@ -22,6 +22,7 @@ from kiam.dataplane.nftables_rules import (
     wanted_chains,
 )
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern
 
 HOST = IPv4Address("10.0.0.1")
 CALI = InterfacePattern.parse("cali+")

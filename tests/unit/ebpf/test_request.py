@@ -7,8 +7,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane import HostNetwork, InterfacePattern, WantedState
+from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.ebpf.request import parse_request, write_request
+from kiam.netfilter.interfaces import InterfacePattern
 
 WANTED = st.builds(
     WantedState,

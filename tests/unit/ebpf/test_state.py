@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane import HostNetwork
+from kiam.dataplane.contract import HostNetwork
 from kiam.dataplane.ebpf.state import (
     ALL_HOOKS,
     CONFIG_SIZE,

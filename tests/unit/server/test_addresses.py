@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.server.addresses import canonical_address
+from kiam.addresses import canonical_address
 
 
 @pytest.mark.parametrize(

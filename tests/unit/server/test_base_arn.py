@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from kiam.server import base_arn as module
-from kiam.server.base_arn import DetectionError, base_arn_of_profile, detect_base_arn
+from kiam.server.aws import base_arn as module
+from kiam.server.aws.base_arn import DetectionError, base_arn_of_profile, detect_base_arn
 
 
 @pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov", "aws-iso", "aws-iso-b", "aws-eusc"])

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from kiam.server import credentials as module
-from kiam.server.credentials import (
+from kiam.identity import Identity
+from kiam.server.aws import credentials as module
+from kiam.server.aws.credentials import (
     CredentialsManager,
     CredentialsUnavailableError,
     Metrics,
     backoff_delay,
     renewal_delay,
 )
-from kiam.server.identity import Identity
-from kiam.server.sts import Issued, STSError
+from kiam.server.aws.sts import Issued, STSError
 
 
 def identity(name: str = "app", session: str = "kiam-kiam", external_id: str = "") -> Identity:

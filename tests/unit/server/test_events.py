@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from kiam.server import events as module
-from kiam.server.events import COMBINED, EventRecorder
-from kiam.server.kube import KubeError
-from kiam.server.objects import Pod
+from kiam.server.kubernetes import events as module
+from kiam.server.kubernetes.api import KubeError
+from kiam.server.kubernetes.events import COMBINED, EventRecorder
+from kiam.server.kubernetes.objects import Pod
 
 
 def make(name: str = "a", uid: str = "u") -> Pod:

@@ -10,7 +10,7 @@ import pytest
 
 from kiam.cli.server import configure, make_config
 from kiam.errors import UserError
-from kiam.server.config import ServerConfig
+from kiam.server.settings import ServerConfig
 
 
 def parse(directory: Path, *flags: str) -> ServerConfig:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiam.arns import resolve_role_arn
-from kiam.server.identity import session_name
+from kiam.identity import session_name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from kiam.server.objects import Namespace, Pod, WireNamespace, WirePod, read_namespace, read_pod
+from kiam.server.kubernetes.objects import Namespace, Pod, WireNamespace, WirePod, read_namespace, read_pod
 from tests.sandbox import kubeapi
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.server.policy import Decision, decide, decide_namespace, forbidden_message
+from kiam.server.policy.permitted import Decision, decide, decide_namespace, forbidden_message
 
 BASE = "arn:aws:iam::123456789012:role/"
 APP = BASE + "team/app"

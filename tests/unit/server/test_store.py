@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.server.objects import Namespace, Pod
-from kiam.server.store import MultiplePodsError, NamespaceStore, PodStore
+from kiam.server.kubernetes.objects import Namespace, Pod
+from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
 
 
 def make(uid: str, *addresses: str, node: str = "n1", role: str = "", active: bool = True, deleting: bool = False,

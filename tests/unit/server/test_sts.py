@@ -6,7 +6,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from kiam.errors import UserError
-from kiam.server.sts import BotoSTS, STSError, _to_sts_error
+from kiam.server.aws.sts import BotoSTS, STSError, _to_sts_error
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from kiam.cli import build_parser
-from kiam.server.kube import KubeApi as Client
-from kiam.server.untaint import Untainter
+from kiam.server.kubernetes.api import KubeApi as Client
+from kiam.server.kubernetes.untaint import Untainter
 from tests.sandbox.kubeapi import KubeApi
 
 TAINT = {"key": "kiam.io/agent-not-ready", "effect": "NoSchedule"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from kiam.server.grpc.holds import Waiting
 from kiam.server.readiness import Readiness
-from kiam.server.waiting import Waiting
 
 
 async def test_all_who_wait_for_a_key_go_on_and_no_others() -> None:

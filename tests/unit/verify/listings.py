@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from kiam.dataplane import InterfacePattern, WantedState
-from kiam.dataplane.verify.iptables_listing import parse_iptables_save
-from kiam.dataplane.verify.mends import BY_HAND, Mends
-from kiam.dataplane.verify.packets import Packet, metadata_packet
-from kiam.dataplane.verify.rules import Table
+from kiam.dataplane.contract import WantedState
+from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.iptables_listing import parse_iptables_save
+from kiam.netfilter.model import Table
+from kiam.netfilter.packets import Packet, metadata_packet
+from kiam.verify.fixes import BY_HAND, Mends
 
 HOST = IPv4Address("10.0.0.1")
 WANTED = WantedState(HOST, 8181, InterfacePattern.parse("cali+"))

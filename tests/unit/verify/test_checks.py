@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane import HostNetwork, InterfacePattern, IptablesBackend
-from kiam.dataplane.verify.host import check_host
-from kiam.dataplane.verify.mends import Mends, conventional_rule
-from kiam.dataplane.verify.packets import metadata_packet, sample_interface
-from kiam.dataplane.verify.precedence import ahead_of_redirect, check_firewall, check_precedence
-from kiam.dataplane.verify.redirects import check_redirect, redirects
-from kiam.dataplane.verify.results import CheckResult, Status, any_failed, failed, passed, warned
-from kiam.dataplane.verify.rules import Table
-from kiam.dataplane.verify.walk import walk
+from kiam.dataplane.contract import HostNetwork
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+from kiam.netfilter.model import Table
+from kiam.netfilter.packets import metadata_packet, sample_interface
+from kiam.netfilter.walk import walk
+from kiam.verify.checks.host import check_host
+from kiam.verify.checks.precedence import ahead_of_redirect, check_firewall, check_precedence
+from kiam.verify.checks.redirects import check_redirect, redirects
+from kiam.verify.fixes import Mends, conventional_rule
+from kiam.verify.results import CheckResult, Status, any_failed, failed, passed, warned
 from tests.unit.verify.listings import MENDS, PACKETS, RULE, WANTED, nat, packet, save, tables
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from kiam.dataplane import InterfacePattern
-from kiam.dataplane.verify.interfaces import Interface, check_interfaces, guess_cni
-from kiam.dataplane.verify.live.wiring import CannotWireError, plan
-from kiam.dataplane.verify.results import CheckResult, Status
+from kiam.netfilter.interfaces import InterfacePattern
+from kiam.verify.checks.interfaces import Interface, check_interfaces, guess_cni
+from kiam.verify.live.wiring import CannotWireError, plan
+from kiam.verify.results import CheckResult, Status
 from tests.unit.verify.listings import MENDS, WANTED
 
 

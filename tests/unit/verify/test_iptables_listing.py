@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane.verify.iptables_listing import parse_iptables_save, parse_rule
-from kiam.dataplane.verify.rules import Action, Tri
+from kiam.netfilter.iptables_listing import parse_iptables_save, parse_rule
+from kiam.netfilter.model import Action, Tri
 from tests.unit.verify.listings import RULE, packet, save
 
 YES, NO, MAYBE = Tri.YES, Tri.NO, Tri.MAYBE

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane.verify.live.attempts import Attempt, Outcome
-from kiam.dataplane.verify.live.judge import ROUND, Evidence, judge_host, judge_proof, judge_way
-from kiam.dataplane.verify.results import Status
+from kiam.verify.live.attempts import Attempt, Outcome
+from kiam.verify.live.judge import ROUND, Evidence, judge_host, judge_proof, judge_way
+from kiam.verify.results import Status
 from tests.unit.verify.listings import MENDS
 
 KEY = (6, "0badcafe")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane.verify.live import uring
-from kiam.dataplane.verify.live.frames import (
+from kiam.verify.live import uring
+from kiam.verify.live.frames import (
     ICMP,
     SYN,
     TCP,
@@ -25,8 +25,8 @@ from kiam.dataplane.verify.live.frames import (
     parse,
     tcp_syn,
 )
-from kiam.dataplane.verify.live.sockdiag import Endpoint, find_connection, find_in_table
-from kiam.dataplane.verify.live.stand_in import HEADER, stand_in
+from kiam.verify.live.sockdiag import Endpoint, find_connection, find_in_table
+from kiam.verify.live.stand_in import HEADER, stand_in
 
 LOOPBACK = IPv4Address("127.0.0.1")
 METADATA = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))

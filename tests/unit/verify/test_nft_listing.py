@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kiam.dataplane.verify.nft_listing import parse_nft_ruleset
-from kiam.dataplane.verify.precedence import check_firewall, check_precedence
-from kiam.dataplane.verify.redirects import check_redirect, redirects
-from kiam.dataplane.verify.results import Status
-from kiam.dataplane.verify.rules import Table, Tri
+from kiam.netfilter.model import Table, Tri
+from kiam.netfilter.nft_listing import parse_nft_ruleset
+from kiam.verify.checks.precedence import check_firewall, check_precedence
+from kiam.verify.checks.redirects import check_redirect, redirects
+from kiam.verify.results import Status
 from tests.unit.verify.listings import MENDS, PACKETS, WANTED, nat, packet
 
 YES, NO, MAYBE = Tri.YES, Tri.NO, Tri.MAYBE

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kiam.dataplane import Condition, HostNetwork, Inspection
-from kiam.dataplane.verify.classifiers import Classifier, check_classifiers
-from kiam.dataplane.verify.installed import AUTO, Asked, check_installed, choose
-from kiam.dataplane.verify.prerequisites import (
+from kiam.dataplane.contract import Condition, HostNetwork, Inspection
+from kiam.errors import UserError
+from kiam.verify.checks.classifiers import Classifier, check_classifiers
+from kiam.verify.checks.installed import AUTO, Asked, check_installed, choose
+from kiam.verify.checks.prerequisites import (
     Answer,
     check_agent,
     check_bpf_filesystem,
@@ -23,9 +24,8 @@ from kiam.dataplane.verify.prerequisites import (
     check_metadata,
     kernel_version,
 )
-from kiam.dataplane.verify.programs import BPFTOOL_NAMES, HOOKS, Attached, check_programs, check_unreadable
-from kiam.dataplane.verify.results import Status
-from kiam.errors import UserError
+from kiam.verify.checks.programs import BPFTOOL_NAMES, HOOKS, Attached, check_programs, check_unreadable
+from kiam.verify.results import Status
 from tests.unit.verify.listings import MENDS, WANTED
 
 

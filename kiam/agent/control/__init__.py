@@ -1,0 +1,1 @@
+"""gRPC with the server."""

@@ -1,0 +1,197 @@
+"""Following the server's stream of what concerns this node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any
+
+import grpc
+from grpc import aio
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from kiam.agent.control.channel import ServerClient
+from kiam.agent.core.answers import NodeIdentities
+from kiam.agent.core.pods import NodeState
+from kiam.rpc import kiam_pb2
+
+log = logging.getLogger(__name__)
+
+_HELLO_SECONDS = 10.0
+"""How long a server may take for its first word. It waits for its own lists first."""
+_LOOK_AGAIN_SECONDS = 30.0
+"""How often a server without streams is asked again: another replica may have them, as during a migration."""
+_FIRST_RETRY = 0.1
+_LONGEST_RETRY = 2.0
+
+_Known = tuple[list[kiam_pb2.KnownPod], list[kiam_pb2.KnownCredentials]]
+
+
+class NoStreamsError(Exception):
+    """The server answers WatchNode with UNIMPLEMENTED: a conventional one."""
+
+
+class StreamLostError(Exception):
+    """The stream, or the attempt to open it, failed."""
+
+
+class _Stream:
+    """One open stream, its first update read."""
+
+    def __init__(
+        self, call: Any, updates: AsyncIterator[kiam_pb2.NodeUpdate], hello: kiam_pb2.NodeUpdate, known: _Known
+    ) -> None:
+        self._call = call
+        self.updates = updates
+        self.hello = hello
+        self.known = known
+        """What its server was told is held."""
+
+    def cancel(self) -> None:
+        """Tell the server to stop."""
+        self._call.cancel()
+
+
+class NodeWatch:
+    """Keeps :class:`NodeIdentities` fed, over one stream after another."""
+
+    def __init__(
+        self, client: ServerClient, state: NodeState, identities: NodeIdentities, node_name: str, host_ip: str
+    ) -> None:
+        self._client = client
+        self._state = state
+        self._identities = identities
+        self._node_name = node_name
+        self._host_ip = host_ip
+        self._told: str | None = None
+        self.settled = asyncio.Event()
+        """Set once it is known how pods are to be answered: a complete snapshot, or a server without streams."""
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        retrying = AsyncRetrying(
+            sleep=asyncio.sleep,
+            wait=wait_random_exponential(multiplier=_FIRST_RETRY, max=_LONGEST_RETRY),
+            retry=retry_if_exception_type(StreamLostError),
+        )
+        while True:
+            try:
+                stream: _Stream = await retrying(self._open)
+            except NoStreamsError:
+                self._identities.no_stream()
+                self.settled.set()
+                await asyncio.wait({self._client.swapped}, timeout=_LOOK_AGAIN_SECONDS)
+                continue
+            await self._follow(stream)
+
+    async def _open(self) -> _Stream:
+        """Open a stream and read its Hello. Raises NoStreamsError and StreamLostError."""
+        pods, credentials = known = self._state.known()
+        request = kiam_pb2.WatchNodeRequest(
+            node_name=self._node_name, host_ip=self._host_ip, known_pods=pods, known_credentials=credentials
+        )
+        call = self._client.stub.WatchNode(request, wait_for_ready=True)
+        updates = aiter(call)
+        try:
+            async with asyncio.timeout(_HELLO_SECONDS if self._client.reachable else None):
+                hello = await anext(updates)
+        except (aio.AioRpcError, StopAsyncIteration, TimeoutError) as error:
+            call.cancel()
+            if isinstance(error, aio.AioRpcError) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                self._tell("the server has no streams: pods are answered by unary calls", logging.INFO)
+                raise NoStreamsError from None
+            self._tell(f"no stream from the server: {_reason(error)}", logging.WARNING)
+            raise StreamLostError from error
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        node = hello.hello.node_name
+        self._tell(f"the server streams node {node}" if node else "the server streams a node it doesn't know yet", 20)
+        return _Stream(call, updates, hello, known)
+
+    async def _follow(self, stream: _Stream) -> None:
+        """Take in a stream until it ends, changing over to a new one where that is called for."""
+        reader = asyncio.create_task(self._read(stream))
+        resync_at: float | None = None
+        suspected = asyncio.create_task(self._identities.suspected.wait())
+        try:
+            while not reader.done():
+                swapped = self._client.swapped
+                wait = None if resync_at is None else max(resync_at - monotonic(), 0)
+                events: set[asyncio.Future[Any]] = {reader, swapped}
+                if resync_at is None:
+                    events.add(suspected)
+                await asyncio.wait(events, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                if resync_at is None and suspected.done():
+                    resync_at = monotonic() + self._identities.confirm_after
+                    self._identities.suspected.clear()
+                    suspected = asyncio.create_task(self._identities.suspected.wait())
+                due = swapped.done() or (resync_at is not None and monotonic() >= resync_at)
+                if reader.done() or not due:
+                    continue
+                resync_at = None
+                # The new stream is open before the old one goes: pods notice nothing.
+                try:
+                    fresh = await self._open_beside(reader)
+                except (StreamLostError, NoStreamsError):
+                    # Asked again by then; the old stream goes on as long as it can.
+                    resync_at = monotonic() + self._identities.confirm_after
+                    continue
+                if self._state.known() != fresh.known:
+                    # The old stream brought news meanwhile. The new one's server would never withdraw a pod that it
+                    # wasn't told is held, nor send again what it believes is.
+                    fresh.cancel()
+                    resync_at = monotonic()
+                    continue
+                await _stop(reader)
+                stream.cancel()
+                stream = fresh
+                reader = asyncio.create_task(self._read(stream))
+        finally:
+            suspected.cancel()
+            await _stop(reader)
+            stream.cancel()
+        self._identities.lost()
+
+    async def _open_beside(self, reader: asyncio.Task[None]) -> _Stream:
+        """Open a stream while another is read. Raises NoStreamsError and StreamLostError, also when that one ends.
+
+        Which attack: opening can take as long as the server is away. Waiting for it alone, the agent would take a
+        picture that nobody keeps up to date for a live one, and answer strangers from it.
+        """
+        opening = asyncio.create_task(self._open())
+        try:
+            await asyncio.wait({opening, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise StreamLostError
+            return opening.result()
+        finally:
+            opening.cancel()
+
+    async def _read(self, stream: _Stream) -> None:
+        self._identities.apply(stream.hello)
+        try:
+            async for update in stream.updates:
+                self._identities.apply(update)
+                if update.HasField("snapshot_complete"):
+                    self.settled.set()
+        except aio.AioRpcError as error:
+            self._tell(f"the stream from the server ended: {_reason(error)}", logging.WARNING)
+
+    def _tell(self, line: str, level: int) -> None:
+        """Log what is news; retries of the same failure are not."""
+        log.log(level if line != self._told else logging.DEBUG, line)
+        self._told = line
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return "it said nothing in time" if isinstance(error, TimeoutError) else "it was closed at once"

@@ -1,0 +1,109 @@
+"""Answers by one gRPC call for each question, as the conventional agent gets them; the server decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from grpc import aio
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+
+from kiam.agent.control.channel import ServerClient
+from kiam.agent.control.grpc_errors import understand
+from kiam.agent.core.failures import NotYetKnown, ServerAway, empty_role
+from kiam.agent.core.rendering import render_credentials
+from kiam.rpc import kiam_pb2
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_RETRY = 0.005
+"""Seconds; doubles from there, as in the conventional agent."""
+_LONGEST_RETRY = 0.5
+# An error of AWS is told at once: asking again would be one more AssumeRole call, and the pod's SDK asks again itself.
+_WORTH_ASKING_AGAIN = (NotYetKnown, ServerAway)
+
+
+def _retry_after(metadata: Iterable[tuple[str, str | bytes]]) -> int | None:
+    """Seconds our server asks to wait; None: it didn't say."""
+    for key, value in metadata:
+        if key == "retry-after" and isinstance(value, str) and value.isdecimal():
+            return int(value)
+    return None
+
+
+class UnaryIdentities:
+    """Implements :class:`kiam.agent.core.identities.PodIdentities` with GetPodRole, GetPodCredentials and GetHealth."""
+
+    def __init__(self, client: ServerClient) -> None:
+        self._client = client
+
+    def role_now(self, address: str) -> bytes | None:
+        """Nothing is remembered."""
+
+    def credentials_now(self, address: str, role: str) -> bytes | None:
+        """Nothing is remembered: another call might be answered otherwise."""
+
+    def alone_since(self) -> float | None:
+        """Without the server nothing works at all; there is no being alone."""
+
+    async def role(self, address: str, deadline: float) -> bytes:
+        """GetPodRole, asked again until the pod is known."""
+        request = kiam_pb2.GetPodRoleRequest(ip=address)
+        role: kiam_pb2.Role = await self._call(lambda: self._client.stub.GetPodRole, request, deadline)
+        if not role.name:
+            raise empty_role()
+        return role.name.encode()
+
+    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+        """GetPodCredentials, asked again until the pod is known; "forbidden by policy" is final."""
+        request = kiam_pb2.GetPodCredentialsRequest(ip=address, role=role)
+        credentials: kiam_pb2.Credentials = await self._call(
+            lambda: self._client.stub.GetPodCredentials, request, deadline
+        )
+        return render_credentials(credentials)
+
+    async def server_health(self, deadline: float) -> str:
+        """GetHealth, once."""
+        status: kiam_pb2.HealthStatus = await self._once(
+            self._client.stub.GetHealth, kiam_pb2.GetHealthRequest(), deadline
+        )
+        return status.message
+
+    async def _call(self, method: Callable[[], Callable[..., Awaitable[T]]], request: Any, deadline: float) -> T:
+        try:
+            return await self._once(method(), request, deadline)
+        except _WORTH_ASKING_AGAIN:
+            pass
+        loop = asyncio.get_running_loop()
+
+        def out_of_time(state: RetryCallState) -> bool:
+            return loop.time() + state.upcoming_sleep >= deadline
+
+        async def attempt() -> T:
+            # The method is taken anew each time: the certificates may have been replaced meanwhile.
+            return await self._once(method(), request, deadline)
+
+        retrying = AsyncRetrying(
+            sleep=asyncio.sleep,
+            wait=wait_exponential(multiplier=_FIRST_RETRY, max=_LONGEST_RETRY),
+            stop=out_of_time,
+            retry=retry_if_exception_type(_WORTH_ASKING_AGAIN),
+            reraise=True,
+        )
+        return await retrying(attempt)
+
+    async def _once(self, method: Callable[..., Awaitable[T]], request: Any, deadline: float) -> T:
+        left = deadline - asyncio.get_running_loop().time()
+        try:
+            # wait_for_ready: a server that isn't there yet is waited for, and asked the moment it is.
+            return await method(request, timeout=max(left, 0.001), wait_for_ready=True)
+        except aio.AioRpcError as error:
+            failure = understand(
+                error.code(), error.details() or "", _retry_after(error.trailing_metadata()), self._client.reachable
+            )
+            log.debug("server: %s %s: %s", error.code().name, error.details(), failure)
+            raise failure from None

@@ -1,0 +1,1 @@
+"""Who is at an address, and what are its credentials."""

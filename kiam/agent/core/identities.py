@@ -1,0 +1,34 @@
+"""The one thing the agent's handlers ask: who is at this address, and what are its credentials?"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+REQUEST_BUDGET = 5.0
+"""Seconds a pod's request may take as a whole, as in the conventional agent."""
+
+
+class PodIdentities(Protocol):
+    """Answers for pods, which are known by the address their connection comes from.
+
+    All methods raise :class:`kiam.agent.core.failures.RequestFailure` when the answer is no. Deadlines are in seconds
+    of the event loop's clock; an answer that isn't there yet is waited for until then.
+    """
+
+    def role_now(self, address: str) -> bytes | None:
+        """The pod's role, exactly as annotated, if memory may answer; None: ask :meth:`role`."""
+
+    def credentials_now(self, address: str, role: str) -> bytes | None:
+        """The credentials document, if memory may answer; None: ask :meth:`credentials`."""
+
+    async def role(self, address: str, deadline: float) -> bytes:
+        """The pod's role, exactly as annotated."""
+
+    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+        """The credentials document for the role, which must be the pod's own."""
+
+    async def server_health(self, deadline: float) -> str:
+        """What the server says of itself; "ok" when it is well."""
+
+    def alone_since(self) -> float | None:
+        """When the server went away, in seconds since the epoch; None: it is there, or was never needed."""

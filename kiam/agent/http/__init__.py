@@ -1,0 +1,1 @@
+"""The instance metadata protocol, as pods speak it."""

@@ -1,0 +1,93 @@
+"""What a dataplane is: the part of the node that steers pods' metadata traffic to the agent.
+
+Every dataplane works from one immutable :class:`WantedState` and gives pods the same behaviour:
+
+- TCP to 169.254.169.254:80 lands on the agent, with the pod's own source address;
+- everything else from a pod to a metadata address is dropped, so that nothing reaches the node's credentials;
+- the host's own traffic, the agent's first of all, is left alone.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
+
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+
+
+class HostNetwork(enum.StrEnum):
+    """What happens to pods that share the node's own network namespace."""
+
+    IGNORE = "ignore"
+    DENY = "deny"
+    REDIRECT = "redirect"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedState:
+    """Where metadata traffic of pods has to go. Everything a dataplane installs follows from this alone."""
+
+    host_address: IPv4Address
+    port: int
+    interface: InterfacePattern
+    host_address6: IPv6Address | None = None
+    """The agent's IPv6 address; None: IPv6 metadata traffic of pods is refused rather than redirected."""
+    host_network: HostNetwork = HostNetwork.IGNORE
+    agent_cgroup: str | None = None
+    """With host_network other than ignore: the cgroup, as a path from the cgroup2 root, whose processes reach the real
+    service all the same, because the agent is one of them. None: the pod of the process that installs, if it is in one.
+    """
+    iptables_backend: IptablesBackend = IptablesBackend.AUTO
+    """Only the iptables dataplane reads it."""
+
+
+class Condition(enum.StrEnum):
+    """How what the kernel holds compares with the wanted state."""
+
+    INSTALLED = "installed"
+    ABSENT = "absent"
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a dataplane found in the kernel."""
+
+    condition: Condition
+    found: Sequence[str] = ()
+    """Ours, as the tool of the trade prints it (``iptables -S``, ``nft list``, ``bpftool``), one line each."""
+    problems: Sequence[str] = ()
+    """What differs from the wanted state, one line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Connections and packets the kernel counted since the dataplane was installed."""
+
+    redirects: int = 0
+    drops: Mapping[str, int] | None = None
+    """By reason, such as ``other-port``, ``other-protocol``, ``ipv6``, ``host-network``, ``bypass``."""
+
+
+class Dataplane(Protocol):
+    """One way to redirect. Methods block (they run programs or talk netlink): call them off the event loop.
+
+    All raise :class:`kiam.errors.UserError` with one line that says what the node lacks and what to do.
+    """
+
+    name: str
+
+    def install(self, wanted: WantedState) -> None:
+        """Bring the kernel to the wanted state: atomic, idempotent, and never without redirect in between."""
+
+    def remove(self) -> None:
+        """Take out all that is ours, whichever wanted state it was installed with; nothing there is fine."""
+
+    def inspect(self, wanted: WantedState | None = None) -> Inspection:
+        """Compare the kernel with the wanted state; changes nothing. None: only tell what of ours is there."""
+
+    def counters(self) -> Counters:
+        """Read the counters; zeros where nothing is installed."""

@@ -1,0 +1,194 @@
+"""The iptables dataplane: conventional kiam's documented rule, placed where it is reached, and drops for the rest.
+
+What the rules are is in :mod:`kiam.dataplane.iptables.rules`; this module reads, decides and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
+
+from kiam.dataplane.addresses import check_addresses, is_local
+from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
+from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.iptables.programs import (
+    Programs,
+    RulesChangedError,
+    detect_backend,
+    find_programs,
+    has_ipv6,
+    has_legacy_tables,
+    require_programs,
+)
+from kiam.dataplane.iptables.rules import (
+    TABLES,
+    drops_counted,
+    found_lines,
+    install_script,
+    made_by_us,
+    own_chains,
+    own_hooks,
+    problems_of,
+    redirects_counted,
+    remove_script,
+    table_rules,
+)
+from kiam.errors import UserError
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.netfilter.interfaces import IptablesBackend
+from kiam.netfilter.xtables import Ruleset
+
+_BACKENDS = (IptablesBackend.NFT, IptablesBackend.LEGACY)
+
+
+def _families() -> tuple[bool, ...]:
+    return (False, True) if has_ipv6() else (False,)
+
+
+def _retry_when_rules_change(work: Callable[[], None]) -> None:
+    # Every attempt reads the rules anew: another program may have written between the reading and the writing.
+    try:
+        for attempt in Retrying(
+            retry=retry_if_exception_type(RulesChangedError),
+            stop=stop_after_attempt(8),
+            wait=wait_random(0.01, 0.2),
+            reraise=True,
+        ):
+            with attempt:
+                work()
+    except RulesChangedError as error:
+        raise UserError(f"another program keeps changing the iptables rules meanwhile: try again ({error})") from error
+
+
+def _save(programs: Programs) -> Ruleset:
+    # Even to look at a legacy table makes it, so none is looked at where none has been made.
+    if programs.backend is IptablesBackend.LEGACY and not has_legacy_tables(programs.ipv6):
+        return {}
+    return programs.save()
+
+
+def _all_programs() -> Iterator[Programs]:
+    for backend in _BACKENDS:
+        for ipv6 in _families():
+            if programs := find_programs(backend, ipv6):
+                yield programs
+
+
+class IptablesDataplane:
+    """Redirects with a rule in nat PREROUTING; see :class:`kiam.dataplane.Dataplane` for the methods' contract."""
+
+    name = "iptables"
+
+    def install(self, wanted: WantedState) -> None:
+        """Bring the rules to the wanted state, in the chosen backend, and take ours out of the other one."""
+        check_addresses(wanted)
+        backend = self._backend(wanted)
+        host_pods = find_host_pods(wanted)
+
+        def install() -> None:
+            for ipv6 in _families():
+                self._install_family(require_programs(backend, ipv6), wanted, host_pods)
+
+        if wanted.host_network is HostNetwork.IGNORE:
+            install()
+        else:
+            in_host_cgroup_namespace(install)
+        # Only now, so that pods are redirected by one or by both.
+        for programs in _all_programs():
+            if programs.backend is not backend:
+                self._remove_family(programs)
+
+    def remove(self) -> None:
+        """Take out all that is ours, in both backends."""
+        families = list(_all_programs())
+        if not families:
+            require_programs(IptablesBackend.NFT, False)
+        for programs in families:
+            self._remove_family(programs)
+
+    def inspect(self, wanted: WantedState | None = None) -> Inspection:
+        """Compare both backends with the wanted state."""
+        backend = None if wanted is None else self._backend(wanted)
+        host_pods = HostPods() if wanted is None else find_host_pods(wanted)
+        found: list[str] = []
+        problems: list[str] = []
+        anything = False
+        for programs in _all_programs():
+            ruleset = _save(programs)
+            ours = [t for t in TABLES if own_hooks(ruleset.get(t, {})) or own_chains(ruleset.get(t, {}))]
+            anything = anything or bool(ours)
+            found += [f"{programs.save_program.removesuffix('-save')} {line}" for line in found_lines(ruleset)]
+            if wanted is None:
+                continue
+            if programs.backend is not backend:
+                problems += [f"rules of ours in the other backend, {programs.backend}, table {table}" for table in ours]
+                continue
+            local = is_local(METADATA_IPV6 if programs.ipv6 else METADATA_IPV4)
+            for table in TABLES:
+                rules = table_rules(table, wanted, host_pods, programs.ipv6)
+                problems += problems_of(table, ruleset.get(table, {}), rules, wanted.interface, local)
+        if not anything:
+            return Inspection(Condition.ABSENT)
+        return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, tuple(found), tuple(problems))
+
+    def counters(self) -> Counters:
+        """Read the rules' packet counters, of both backends and both address families."""
+        redirects = 0
+        drops: dict[str, int] = {}
+        for programs in _all_programs():
+            if programs.backend is IptablesBackend.LEGACY and not has_legacy_tables(programs.ipv6):
+                continue
+            ruleset = programs.count()
+            redirects += redirects_counted(ruleset)
+            for reason, count in drops_counted(ruleset).items():
+                drops[reason] = drops.get(reason, 0) + count
+        return Counters(redirects, drops)
+
+    def _backend(self, wanted: WantedState) -> IptablesBackend:
+        if wanted.iptables_backend is IptablesBackend.AUTO:
+            return detect_backend()
+        require_programs(wanted.iptables_backend, False)
+        return wanted.iptables_backend
+
+    def _install_family(self, programs: Programs, wanted: WantedState, host_pods: HostPods) -> None:
+        local = is_local(METADATA_IPV6 if programs.ipv6 else METADATA_IPV4)
+
+        def install() -> None:
+            ruleset = _save(programs)
+            for name in TABLES:
+                table = ruleset.get(name, {})
+                rules = table_rules(name, wanted, host_pods, programs.ipv6)
+                if any(problems_of(name, table, rules, wanted.interface, local)):
+                    made = {*made_by_us(table), *_missing_chains(programs, name, rules.hooks_in)}
+                    programs.restore(install_script(name, table, rules, sorted(made)))
+
+        _retry_when_rules_change(install)
+
+    def _remove_family(self, programs: Programs) -> None:
+        def remove() -> None:
+            ruleset = _save(programs)
+            # The redirect goes first, so that pods meet the drops, not the real service, until both are gone.
+            for name in reversed(TABLES):
+                table = ruleset.get(name, {})
+                script = remove_script(name, table)
+                if script is None:
+                    continue
+                made = made_by_us(table)
+                programs.restore(script)
+                if made and programs.backend is IptablesBackend.NFT:
+                    from kiam.netfilter.iptables_chains import delete_if_empty
+
+                    delete_if_empty(name, made, programs.ipv6)
+
+        _retry_when_rules_change(remove)
+
+
+def _missing_chains(programs: Programs, table: str, chains: frozenset[str]) -> frozenset[str]:
+    """What iptables-nft is about to make of a table: ``table`` and built-in chains."""
+    if programs.backend is not IptablesBackend.NFT:
+        return frozenset()
+    # pyroute2 takes long to import, and this is needed once in a node's life.
+    from kiam.netfilter.iptables_chains import missing
+
+    return missing(table, chains, programs.ipv6)

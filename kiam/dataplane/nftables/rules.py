@@ -1,0 +1,318 @@
+"""The nftables dataplane's table, as plain functions of the wanted state.
+
+One table, ``inet kiam``, so that nothing of anybody else's is touched:
+
+- ``pods-redirect`` (nat, prerouting) and ``host-pods-redirect`` (nat, output) lead to the agent. Of several nat chains
+  on one hook the one of the lowest priority number is asked first, and the first that translates decides
+  (net/netfilter/nf_nat_core.c), so theirs is lower than dstnat (-100), where iptables' and kube-proxy's chains are.
+- ``pods-guard`` (filter, prerouting) comes after all translation: what a pod sends that still carries a metadata
+  address then got past the redirect, one way or another, and is dropped. ``answers-guard`` (filter, forward) drops what
+  the real service answers a pod, to a request that left the node by a way nobody thought of. ``host-pods-guard``
+  (filter, output) is the same for pods on the host network. An accept in somebody else's chain doesn't skip these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+from kiam.dataplane.cgroups import Cgroup, HostPods
+from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
+from kiam.netfilter.interfaces import InterfacePattern
+
+Json = dict[str, Any]
+
+FAMILY = "inet"
+TABLE = "kiam"
+TABLE_KEY: Json = {"family": FAMILY, "table": TABLE}
+
+REDIRECT_PRIORITY = -110
+"""Ahead of dstnat (-100), behind conntrack (-200), without which there is no translation."""
+GUARD_PRIORITY = -90
+"""Behind all translation, which happens at -100 whatever a nat chain's own priority is."""
+
+REDIRECTS = "redirects"
+DROP_REASONS = ("bypass", "other-port", "other-protocol", "ipv6", "host-network")
+COUNTERS = (REDIRECTS, *DROP_REASONS)
+
+NFT_CGROUP_ROOT = Path("/sys/fs/cgroup")
+"""What libnftables puts before a cgroup's path to find its number (src/datatype.c, SYSFS_CGROUPSV2_PATH)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One expression of a rule: as libnftables' JSON has it, and as ``nft`` writes it."""
+
+    json: Json
+    text: str
+    settable: bool = True
+    """Whether libnftables takes the JSON form. ``socket cgroupv2`` it lists, without its level, but refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class NftRule:
+    """One rule. The comment says what the parts can't, such as a cgroup's level."""
+
+    parts: tuple[Part, ...]
+    comment: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The rule as ``nft list`` prints it."""
+        words = [part.text for part in self.parts]
+        return " ".join([*words, f'comment "{self.comment}"'] if self.comment else words)
+
+
+@dataclass(frozen=True, slots=True)
+class NftChain:
+    """One base chain with its rules."""
+
+    name: str
+    kind: str
+    hook: str
+    priority: int
+    rules: tuple[NftRule, ...]
+
+    @property
+    def properties(self) -> Json:
+        """What can't be changed without deleting the chain."""
+        return {"type": self.kind, "hook": self.hook, "prio": self.priority, "policy": "accept"}
+
+
+def _match(left: Json, right: Any, text: str, operator: str = "==") -> Part:
+    return Part({"match": {"op": operator, "left": left, "right": right}}, text)
+
+
+def _interface(key: str, pattern: InterfacePattern) -> tuple[Part, ...]:
+    if not pattern.name:
+        return ()
+    name = pattern.name + ("*" if pattern.wildcard else "")
+    operator = "!=" if pattern.inverted else "=="
+    text = f'{key} {"!= " if pattern.inverted else ""}"{name}"'
+    return (_match({"meta": {"key": key}}, name, text, operator),)
+
+
+def _address(field: str, ipv6: bool) -> Part:
+    protocol, address = ("ip6", METADATA_IPV6) if ipv6 else ("ip", METADATA_IPV4)
+    payload = {"payload": {"protocol": protocol, "field": field}}
+    return _match(payload, str(address), f"{protocol} {field} {address}")
+
+
+_HTTP = _match({"payload": {"protocol": "tcp", "field": "dport"}}, METADATA_PORT, f"tcp dport {METADATA_PORT}")
+_TCP = _match({"meta": {"key": "l4proto"}}, "tcp", "meta l4proto tcp")
+_DROP = Part({"drop": None}, "drop")
+_RETURN = Part({"return": None}, "return")
+_RESET = Part({"reject": {"type": "tcp reset"}}, "reject with tcp reset")
+
+
+def _count(name: str) -> Part:
+    return Part({"counter": name}, f'counter name "{name}"')
+
+
+def _translate(address: IPv4Address | IPv6Address, port: int) -> Part:
+    family, place = ("ip6", f"[{address}]:{port}") if address.version == 6 else ("ip", f"{address}:{port}")
+    json = {"dnat": {"family": family, "addr": str(address), "port": port}}
+    return Part(json, f"dnat {family} to {place}")
+
+
+def _in_cgroup(cgroup: Cgroup) -> Part:
+    path = os.path.relpath(cgroup.path, NFT_CGROUP_ROOT)
+    match = {"match": {"op": "==", "left": {"socket": {"key": "cgroupv2"}}, "right": path}}
+    return Part(match, f'socket cgroupv2 level {cgroup.level} "{path}"', settable=False)
+
+
+def _cgroup_comment(cgroup: Cgroup) -> str:
+    # The kernel keeps number and level, and the JSON listing shows neither for certain; with them in the comment, a
+    # cgroup that was made anew (kubelet's, the agent's next pod) is seen to differ.
+    return f"cgroup {cgroup.cgroup_id} level {cgroup.level}"
+
+
+def _loopback_passes(pattern: InterfacePattern) -> tuple[NftRule, ...]:
+    # "!eth0" fits lo as well, and what comes in on lo is the host's own.
+    if not pattern.matches("lo"):
+        return ()
+    return (NftRule((_match({"meta": {"key": "iifname"}}, "lo", 'iifname "lo"'), _RETURN)),)
+
+
+def _agent_address(wanted: WantedState, ipv6: bool) -> IPv4Address | IPv6Address | None:
+    return wanted.host_address6 if ipv6 else wanted.host_address
+
+
+def _redirect_chain(wanted: WantedState) -> NftChain:
+    rules = [
+        NftRule(
+            (
+                *_interface("iifname", wanted.interface),
+                _address("daddr", ipv6),
+                _HTTP,
+                _count(REDIRECTS),
+                _translate(address, wanted.port),
+            )
+        )
+        for ipv6 in (False, True)
+        if (address := _agent_address(wanted, ipv6)) is not None
+    ]
+    return NftChain("pods-redirect", "nat", "prerouting", REDIRECT_PRIORITY, tuple(rules))
+
+
+def _guard_chain(wanted: WantedState) -> NftChain:
+    rules = list(_loopback_passes(wanted.interface))
+    for ipv6 in (False, True):
+        pod = (*_interface("iifname", wanted.interface), _address("daddr", ipv6))
+        if _agent_address(wanted, ipv6) is None:
+            # Refused at once, so that a program that prefers IPv6 falls back to IPv4 without waiting.
+            rules.append(NftRule((*pod, _HTTP, _count("ipv6"), _RESET)))
+            rules.append(NftRule((*pod, _count("ipv6"), _DROP)))
+        else:
+            rules.append(NftRule((*pod, _HTTP, _count("bypass"), _DROP)))
+            rules.append(NftRule((*pod, _TCP, _count("other-port"), _DROP)))
+            rules.append(NftRule((*pod, _count("other-protocol"), _DROP)))
+    return NftChain("pods-guard", "filter", "prerouting", GUARD_PRIORITY, tuple(rules))
+
+
+def _answers_chain(wanted: WantedState) -> NftChain:
+    pod = _interface("oifname", wanted.interface)
+    rules = [NftRule((*pod, _address("saddr", ipv6), _count("bypass"), _DROP)) for ipv6 in (False, True)]
+    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, tuple(rules))
+
+
+def _agent_passes(host_pods: HostPods) -> tuple[NftRule, ...]:
+    if host_pods.agent is None:
+        return ()
+    return (NftRule((_in_cgroup(host_pods.agent), _RETURN), _cgroup_comment(host_pods.agent)),)
+
+
+def _host_network_chains(wanted: WantedState, host_pods: HostPods) -> Iterable[NftChain]:
+    agent = _agent_passes(host_pods)
+    redirects: list[NftRule] = []
+    drops: list[NftRule] = []
+    for pods in host_pods.pods:
+        comment = _cgroup_comment(pods)
+        for ipv6 in (False, True):
+            to = _address("daddr", ipv6)
+            address = _agent_address(wanted, ipv6)
+            if wanted.host_network is HostNetwork.REDIRECT and address is not None:
+                parts = (to, _HTTP, _in_cgroup(pods), _count(REDIRECTS), _translate(address, wanted.port))
+                redirects.append(NftRule(parts, comment))
+            # A reset, so that the program is told at once.
+            drops.append(NftRule((to, _TCP, _in_cgroup(pods), _count("host-network"), _RESET), comment))
+            drops.append(NftRule((to, _in_cgroup(pods), _count("host-network"), _DROP), comment))
+    if redirects:
+        yield NftChain("host-pods-redirect", "nat", "output", REDIRECT_PRIORITY, (*agent, *redirects))
+    yield NftChain("host-pods-guard", "filter", "output", GUARD_PRIORITY, (*agent, *drops))
+
+
+def wanted_chains(wanted: WantedState, host_pods: HostPods) -> tuple[NftChain, ...]:
+    """What the table has to hold."""
+    chains = [_redirect_chain(wanted), _guard_chain(wanted), _answers_chain(wanted)]
+    if wanted.host_network is not HostNetwork.IGNORE:
+        chains += _host_network_chains(wanted, host_pods)
+    return tuple(chains)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedChain:
+    """A chain of our table as the kernel has it."""
+
+    properties: Json
+    rules: tuple[tuple[Sequence[Json], str | None], ...]
+    """Each rule's expressions and comment."""
+
+
+def read_listing(listing: Json) -> dict[str, ListedChain]:
+    """The chains in what libnftables lists of our table as JSON."""
+    chains: dict[str, Json] = {}
+    rules: dict[str, list[tuple[Sequence[Json], str | None]]] = {}
+    for entry in listing.get("nftables", ()):
+        if chain := entry.get("chain"):
+            chains[chain["name"]] = {key: chain.get(key) for key in ("type", "hook", "prio", "policy")}
+        elif rule := entry.get("rule"):
+            rules.setdefault(rule["chain"], []).append((rule["expr"], rule.get("comment")))
+    return {name: ListedChain(properties, tuple(rules.get(name, ()))) for name, properties in chains.items()}
+
+
+def read_counters(listing: Json) -> dict[str, int]:
+    """Packets of each named counter in what libnftables lists of our table."""
+    found = [entry["counter"] for entry in listing.get("nftables", ()) if "counter" in entry]
+    return {counter["name"]: int(counter["packets"]) for counter in found}
+
+
+def _comparable(expression: Json) -> Json:
+    # How a cgroup is listed depends on where this process sees cgroup2; its number is in the comment.
+    match expression:
+        case {"match": {"left": {"socket": _}, "op": operator}}:
+            return {"match": {"left": "socket cgroupv2", "op": operator}}
+    return expression
+
+
+def _same_rule(rule: NftRule, listed: tuple[Sequence[Json], str | None]) -> bool:
+    expressions, comment = listed
+    wanted = [_comparable(part.json) for part in rule.parts]
+    return comment == rule.comment and wanted == [_comparable(expression) for expression in expressions]
+
+
+def differences(chains: Sequence[NftChain], listed: Mapping[str, ListedChain], counters: Iterable[str]) -> list[str]:
+    """What differs between what the table has to hold and what it holds, one line each."""
+    problems: list[str] = []
+    for chain in chains:
+        present = listed.get(chain.name)
+        if present is None:
+            problems.append(f"the chain {chain.name} is missing")
+            continue
+        if present.properties != chain.properties:
+            problems.append(f"the chain {chain.name} is another kind of chain: {present.properties}")
+        for number, rule in enumerate(chain.rules):
+            if number >= len(present.rules) or not _same_rule(rule, present.rules[number]):
+                problems.append(f"missing in {chain.name}, or not in its place: {rule.text}")
+        if len(present.rules) > len(chain.rules):
+            problems.append(f"the chain {chain.name} has {len(present.rules) - len(chain.rules)} rules too many")
+    names = {chain.name for chain in chains}
+    problems += [f"the chain {name} is of another version of ours" for name in listed if name not in names]
+    problems += [f"the counter {name} is missing" for name in COUNTERS if name not in set(counters)]
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Commands that libnftables applies all together or not at all, in both of its languages."""
+
+    json: tuple[Json, ...]
+    text: str
+    settable: bool
+    """Whether the JSON form will be taken."""
+
+
+def install_transaction(chains: Sequence[NftChain], listed: Mapping[str, ListedChain]) -> Transaction:
+    """Bring the table to what it has to hold.
+
+    A chain that stays is emptied and filled, not deleted: its rules are exchanged in one moment, and a chain that is
+    deleted and added would be hooked twice or, for a packet under way, not at all. Adding a counter that is there keeps
+    its count.
+    """
+    json: list[Json] = [{"add": {"table": {"family": FAMILY, "name": TABLE}}}]
+    lines = [f"add table {FAMILY} {TABLE}"]
+    for name in COUNTERS:
+        json.append({"add": {"counter": {**TABLE_KEY, "name": name}}})
+        lines.append(f"add counter {FAMILY} {TABLE} {name}")
+    wanted = {chain.name: chain for chain in chains}
+    for name, present in listed.items():
+        keep = name in wanted and present.properties == wanted[name].properties
+        for verb in ("flush",) if keep else ("flush", "delete"):
+            json.append({verb: {"chain": {**TABLE_KEY, "name": name}}})
+            lines.append(f"{verb} chain {FAMILY} {TABLE} {name}")
+    for chain in chains:
+        json.append({"add": {"chain": {**TABLE_KEY, "name": chain.name, **chain.properties}}})
+        hook = f"type {chain.kind} hook {chain.hook} priority {chain.priority}; policy accept;"
+        lines.append(f"add chain {FAMILY} {TABLE} {chain.name} {{ {hook} }}")
+        for rule in chain.rules:
+            comment = {"comment": rule.comment} if rule.comment else {}
+            expressions = [part.json for part in rule.parts]
+            json.append({"add": {"rule": {**TABLE_KEY, "chain": chain.name, "expr": expressions, **comment}}})
+            lines.append(f"add rule {FAMILY} {TABLE} {chain.name} {rule.text}")
+    settable = all(part.settable for chain in chains for rule in chain.rules for part in rule.parts)
+    return Transaction(tuple(json), "\n".join([*lines, ""]), settable)

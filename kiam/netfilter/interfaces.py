@@ -1,0 +1,50 @@
+"""Which interfaces a rule is for, and in which of iptables' two rule stores it stands."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class IptablesBackend(enum.StrEnum):
+    """Which of the kernel's two rule stores iptables writes to; each is invisible to the other's programs."""
+
+    AUTO = "auto"
+    """Where the host's rules are, as kube-proxy's iptables-wrappers find it."""
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfacePattern:
+    """The interfaces pods come in on, in iptables' words: a trailing ``+`` is a wildcard, a leading ``!`` inverts."""
+
+    name: str
+    wildcard: bool = False
+    inverted: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> InterfacePattern:
+        """Read ``cali+`` or ``!eth0``. Raises ValueError with a line that says what is wrong."""
+        inverted = text.startswith("!")
+        name = text[1:].strip() if inverted else text
+        wildcard = name.endswith("+")
+        name = name.removesuffix("+")
+        if not name and not wildcard:
+            raise ValueError(f"'{text}' names no interface; write it like cali+, eth0 or !eth0")
+        if name.endswith("*"):
+            raise ValueError(f"'{text}': the wildcard is a plus sign; write it like cali+, eth0 or !eth0")
+        if not name and inverted:
+            raise ValueError(f"'{text}' matches no interface at all; write it like cali+, eth0 or !eth0")
+        # IFNAMSIZ is 16 with the terminating NUL (linux/if.h); '/' and white space can't be in a name (dev_valid_name).
+        if len(name.encode()) > 15 or any(c.isspace() or c in '/:!+*\\\0"' for c in name) or not name.isascii():
+            raise ValueError(f"'{text}' can't be an interface name; write it like cali+, eth0 or !eth0")
+        return cls(name, wildcard, inverted)
+
+    def matches(self, interface: str) -> bool:
+        """Whether an interface of that name is one pods come in on."""
+        hit = interface.startswith(self.name) if self.wildcard else interface == self.name
+        return hit is not self.inverted
+
+    def __str__(self) -> str:
+        return ("!" if self.inverted else "") + self.name + ("+" if self.wildcard else "")

@@ -1,0 +1,108 @@
+"""The way of a packet through base chains and jumps, and what on it decides the packet's fate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kiam.netfilter.model import Action, Chain, Rule, Table, Tri
+from kiam.netfilter.packets import Packet
+
+FINAL = frozenset({Action.DROP, Action.REJECT, Action.TPROXY, Action.DNAT, Action.REDIRECT})
+"""What ends a packet's way through a whole hook; ACCEPT and RETURN end it in one base chain only."""
+MAX_DEPTH = 16
+"""Jumps deeper than nft's own limit (NFT_JUMP_STACK_SIZE) can't exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A rule on the packet's way that does something to it."""
+
+    table: Table
+    base: Chain
+    rule: Rule
+    certain: Tri
+    """Whether the rule and the jumps that led to it match; MAYBE where a listing can't tell."""
+    conditional: bool = False
+    """Whether something before it may have ended the packet's way already."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether the packet comes to this rule and is taken by it, beyond doubt."""
+        return self.certain is Tri.YES and not self.conditional
+
+
+def base_chains(tables: Iterable[Table], packet: Packet, hook: str) -> list[tuple[Table, Chain]]:
+    """The chains the packet comes through at that hook, in the kernel's order: by priority."""
+    found = [
+        (table, chain)
+        for table in tables
+        if table.sees(packet)
+        for chain in table.chains.values()
+        if chain.hook == hook
+    ]
+    return sorted(found, key=lambda pair: pair[1].priority)
+
+
+def walk(table: Table, base: Chain, packet: Packet) -> list[Hit]:
+    """What one base chain does to the packet: every possible hit, and nothing behind the first sure verdict.
+
+    A RETURN from the base chain itself is a hit too: it skips the rules behind it.
+    """
+    walker = _Walker(table, base, packet)
+    walker.follow(base, Tri.YES, 0, False)
+    return walker.hits
+
+
+class _Walker:
+    def __init__(self, table: Table, base: Chain, packet: Packet) -> None:
+        self.table = table
+        self.base = base
+        self.packet = packet
+        self.hits: list[Hit] = []
+        self.maybe_over = False
+
+    def follow(self, chain: Chain, certain: Tri, depth: int, maybe_left: bool) -> bool:
+        """Go through one chain; True when the packet's way surely ended in it."""
+        for rule in chain.rules:
+            match = min(rule.matches(self.packet), certain)
+            if match is Tri.NO or rule.action is Action.CONTINUE:
+                continue
+            if rule.action in {Action.JUMP, Action.GOTO}:
+                target = self.table.chains.get(rule.target_chain)
+                if target is not None and depth < MAX_DEPTH and self.follow(target, match, depth + 1, maybe_left):
+                    return True
+                if rule.action is Action.GOTO:
+                    if match is Tri.YES:
+                        return False
+                    maybe_left = True
+                continue
+            conditional = self.maybe_over or maybe_left
+            if rule.action is Action.UNDECIDED:
+                match = Tri.MAYBE
+            if rule.action is not Action.RETURN or depth == 0:
+                self.hits.append(Hit(self.table, self.base, rule, match, conditional))
+            if rule.action is Action.RETURN:
+                if match is Tri.YES:
+                    return depth == 0 and not conditional
+                maybe_left = True
+            elif rule.action is not Action.NOTRACK:
+                if match is Tri.YES and not conditional:
+                    return True
+                self.maybe_over = True
+                if match is Tri.YES:
+                    return False
+        return False
+
+
+def hits_at(tables: Sequence[Table], packet: Packet, hook: str) -> Iterator[Hit]:
+    """All hits at a hook in the order the kernel meets them.
+
+    An ACCEPT ends its own base chain only; a DROP or a DNAT that is certain ends the packet's way through the hook
+    (nf_hook_slow; nf_nat_inet_fn runs the nat chains until the first that sets up a translation).
+    """
+    for table, base in base_chains(tables, packet, hook):
+        for hit in walk(table, base, packet):
+            yield hit
+            if hit.sure and hit.rule.action in FINAL:
+                return

@@ -1,0 +1,1 @@
+"""STS, and the credentials it issues."""

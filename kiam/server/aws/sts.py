@@ -1,0 +1,168 @@
+"""AWS STS through boto3. Everything here blocks, and runs in threads of its own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
+
+from kiam.errors import UserError
+from kiam.identity import Identity
+
+log = logging.getLogger(__name__)
+
+GLOBAL_REGION = "us-east-1"
+"""Requests to the global endpoint, https://sts.amazonaws.com, are signed for this region."""
+CONNECT_TIMEOUT = 3.0
+READ_TIMEOUT = 10.0
+OWN_SESSION_NAME = "kiam-server"
+"""Of the role in --assume-role-arn."""
+THROTTLING = frozenset({"Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"})
+"""Codes of AWS's common errors that mean "ask less"."""
+
+
+class STSError(Exception):
+    """AWS refused (AccessDenied, Throttling, ...) or could not be reached; the text is for pods and Events."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """Credentials of a role, as STS gave them."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    token: str = field(repr=False)
+    expires: datetime
+    issued: datetime
+
+
+class STS(Protocol):
+    """What the credentials manager asks."""
+
+    def assume_role(self, identity: Identity) -> Issued:
+        """Credentials of the identity's role; blocks. Raises STSError."""
+
+
+class BotoSTS:
+    """STS as boto3 reaches it. boto3 clients may be shared between threads, so one serves all fetchers.
+
+    botocore retries nothing here: a refusal retried per request is what floods STS, so waiting and asking again
+    is left to the credentials manager, which does it once for all pods of a role.
+    """
+
+    def __init__(self, region: str, assume_role_arn: str, duration_seconds: int, fetchers: int) -> None:
+        """Make the client: reads files and parses JSON, but sends nothing.
+
+        ``region`` empty: the global endpoint. ``assume_role_arn`` empty: the server's own identity.
+        Raises UserError.
+        """
+        self._duration = duration_seconds
+        config = Config(
+            retries={"total_max_attempts": 1},
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            max_pool_connections=fetchers,
+            tcp_keepalive=True,
+        )
+        try:
+            session = botocore.session.get_session()
+            if not region:
+                # us-east-1 then means the global endpoint (AWS SDKs and tools reference, "AWS STS Regional endpoints").
+                session.set_config_variable("sts_regional_endpoints", "legacy")
+            if assume_role_arn:
+                _assume(session, assume_role_arn, region or GLOBAL_REGION, config)
+            self._client = boto3.Session(botocore_session=session).client(
+                "sts", region_name=region or GLOBAL_REGION, config=config
+            )
+        except InvalidRegionError as error:
+            raise UserError(f"--region: '{region}' is not a region's name; write it like eu-west-1") from error
+        except BotoCoreError as error:
+            raise UserError(f"AWS configuration can't be used: {error}; mend the AWS_* variables or files") from error
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that is asked."""
+        return str(self._client.meta.endpoint_url)
+
+    def check(self) -> str:
+        """See whether STS answers and the server has credentials for it; the ARN it is to AWS, or empty.
+
+        GetCallerIdentity needs no permission. A refusal counts as an answer: STS is there, and what it refuses it
+        says again, and clearer, to whoever asks for a role. Raises STSError.
+        """
+        try:
+            return str(self._client.get_caller_identity()["Arn"])
+        except ClientError as error:
+            # Signing may have needed another call before, for --assume-role-arn.
+            if error.operation_name != "GetCallerIdentity":
+                raise _to_sts_error(error) from error
+            log.warning("STS answers, but not as it should: %s", _to_sts_error(error))
+            return ""
+        except (BotoCoreError, OSError) as error:
+            raise _to_sts_error(error) from error
+
+    def assume_role(self, identity: Identity) -> Issued:
+        """AssumeRole, once. Raises STSError."""
+        request: dict[str, Any] = {
+            "RoleArn": identity.role_arn,
+            "RoleSessionName": identity.session_name,
+            "DurationSeconds": self._duration,
+        }
+        if identity.external_id:
+            request["ExternalId"] = identity.external_id
+        now = datetime.now(UTC)
+        try:
+            credentials = self._client.assume_role(**request)["Credentials"]
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise _to_sts_error(error) from error
+        return Issued(
+            access_key_id=credentials["AccessKeyId"],
+            secret_access_key=credentials["SecretAccessKey"],
+            token=credentials["SessionToken"],
+            expires=credentials["Expiration"].astimezone(UTC),
+            issued=now,
+        )
+
+
+def _assume(session: Any, role_arn: str, region: str, config: Config) -> None:
+    """Have a session use a role, whose credentials botocore renews when they are about to expire."""
+
+    def make_client(service: str, **arguments: Any) -> Any:
+        return session.create_client(service, region_name=region, config=config, **arguments)
+
+    source = session.get_credentials()
+    if source is None:
+        raise UserError(
+            "--assume-role-arn: the server has no AWS credentials of its own to assume it with; "
+            "give the instance a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    fetcher = AssumeRoleCredentialFetcher(
+        client_creator=make_client,
+        source_credentials=source,
+        role_arn=role_arn,
+        extra_args={"RoleSessionName": OWN_SESSION_NAME},
+    )
+    # The session's attribute is where botocore's own assume-role profiles end up; there is no public setter that
+    # takes refreshable credentials.
+    session._credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+
+
+def _to_sts_error(error: Exception) -> STSError:
+    """AWS's code and message on one line; botocore's own errors under their class's name."""
+    if isinstance(error, ClientError):
+        details = error.response.get("Error", {})
+        code, message = str(details.get("Code", "Unknown")), str(details.get("Message", ""))
+    else:
+        code, message = type(error).__name__, str(error)
+    return STSError(code, " ".join(message.split())[:512])

@@ -1,0 +1,243 @@
+"""The gRPC service: conventional kiam's unary calls, with its texts and codes that fit, and the nodes' stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from kiam.addresses import canonical_address
+from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
+from kiam.server.grpc.authorization import Authorization
+from kiam.server.grpc.holds import Waiting
+from kiam.server.grpc.node_streams import NodeStreams
+from kiam.server.kubernetes.events import EventRecorder
+from kiam.server.kubernetes.objects import Pod
+from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
+from kiam.server.policy.demand import Judge
+from kiam.server.policy.permitted import Decision, forbidden_message
+from kiam.server.readiness import Readiness
+
+log = logging.getLogger(__name__)
+
+Context = aio.ServicerContext[Any, Any]
+
+LONGEST_HOLD = 5.0
+"""Seconds a call is held that brings no deadline: the conventional agent's budget for a pod's request."""
+LONGEST_HOLD_WITH_DEADLINE = 60.0
+DEADLINE_MARGIN = 0.1
+"""A held call is answered so many seconds (a tenth of what is left, if that is less) before its deadline: the caller
+then gets the reason, not its own DEADLINE_EXCEEDED."""
+NO_POD_FOR_ROLE, NO_POD_FOR_CREDENTIALS = "pod not found", "no pod found"
+MULTIPLE_PODS = "multiple running pods found"
+FORBIDDEN = "forbidden by policy"
+EMPTY_ROLE = "role can't be empty"
+RETRY_AFTER = "retry-after"
+"""Trailing metadata of UNAVAILABLE: whole seconds until STS is asked again."""
+LONGEST_ROLE = 2048
+"""Characters; an ARN has at most that many (IAM user guide, "IAM and STS quotas": paths 512, names 64)."""
+
+
+class Service(kiam_pb2_grpc.KiamServiceServicer):
+    """Answers from the stores and the credentials held."""
+
+    def __init__(
+        self,
+        pods: PodStore,
+        namespaces: NamespaceStore,
+        judge: Callable[[], Judge],
+        credentials: CredentialsManager,
+        events: EventRecorder,
+        readiness: Readiness,
+        authorization: Authorization,
+        streams: NodeStreams,
+        needed: tuple[str, ...],
+    ) -> None:
+        """``needed``: what readiness calls the things without which no pod can be found or judged."""
+        self._pods = pods
+        self._judge = judge
+        self._credentials = credentials
+        self._events = events
+        self._readiness = readiness
+        self._authorization = authorization
+        self._streams = streams
+        self._needed = needed
+        self._filled = asyncio.Event()
+        self.arrivals = Waiting()
+        """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
+        pods.listen(self._pod_changed)
+        namespaces.listen(lambda name: self.arrivals.tell(f"ns/{name}"))
+
+    async def GetHealth(self, request: kiam_pb2.GetHealthRequest, context: Context) -> kiam_pb2.HealthStatus:
+        """``ok``, or what the server waits for."""
+        return kiam_pb2.HealthStatus(message=self._readiness.message)
+
+    async def GetPodRole(self, request: kiam_pb2.GetPodRoleRequest, context: Context) -> kiam_pb2.Role:
+        """The role the pod at an address is annotated with; empty if it isn't."""
+        pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, _Hold(context))
+        return kiam_pb2.Role(name=pod.role)
+
+    async def GetPodCredentials(
+        self, request: kiam_pb2.GetPodCredentialsRequest, context: Context
+    ) -> kiam_pb2.Credentials:
+        """Credentials of the role the pod at an address requests, if the policy permits it."""
+        role = request.role
+        if not role or len(role) > LONGEST_ROLE:
+            await _abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"role is longer than {LONGEST_ROLE} characters" if role else EMPTY_ROLE,
+            )
+        hold = _Hold(context)
+        while True:
+            pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
+            judge = self._judge()
+            unknown = pod.role and not judge.knows_namespace(pod)
+            if unknown and await self.arrivals.wait(f"ns/{pod.namespace}", hold.left()):
+                continue
+            decision = judge.decide(pod, role)
+            if not decision.allowed:
+                await self._refuse(pod, role, decision, context)
+            identity = judge.identity(pod)
+            held = self._credentials.peek(identity)
+            if held is not None:
+                self._credentials.count_hit()
+                return held
+            try:
+                await self._credentials.get(identity)
+            except CredentialsUnavailableError as error:
+                self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
+                trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
+            # The attack stopped: while STS took its time, the address may have passed to another pod, or the permission
+            # been withdrawn. So everything is looked at again before the credentials, now held, go out.
+
+    async def WatchNode(
+        self, request: kiam_pb2.WatchNodeRequest, context: Context
+    ) -> AsyncIterator[kiam_pb2.NodeUpdate]:
+        """Push a node's pods and their credentials: a snapshot, then every change."""
+        node_name, host_ip = await self._node(request, context)
+        await self._filled.wait()
+        stream = self._streams.open(node_name, host_ip, request)
+        try:
+            if not self._readiness.stopping:
+                yield self._streams.hello(stream)
+                for update in stream.updates():
+                    yield update
+                yield kiam_pb2.NodeUpdate(snapshot_complete=kiam_pb2.SnapshotComplete())
+            while await stream.wait():
+                for update in stream.updates():
+                    yield update
+        finally:
+            self._streams.close(stream)
+        await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+
+    def ready(self) -> None:
+        """The stores are complete: let held calls go on."""
+        self._filled.set()
+        self.arrivals.tell("ready")
+
+    def stop(self) -> None:
+        """Answer the calls that are held; the server ends, and another replica may know more."""
+        self._filled.set()
+        self.arrivals.tell_all()
+        self._streams.end_all()
+
+    async def _refuse(self, pod: Pod, role: str, decision: Decision, context: Context) -> NoReturn:
+        log.warning(
+            "pod denied by policy: %s",
+            decision.explanation,
+            extra={"pod": f"{pod.namespace}/{pod.name}", "requested": role},
+        )
+        self._events.record(pod, "KiamRoleForbidden", forbidden_message(role, decision))
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN)
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        if new is not None and len(self.arrivals):
+            for address in new.addresses:
+                self.arrivals.tell(address)
+
+    async def _node(self, request: kiam_pb2.WatchNodeRequest, context: Context) -> tuple[str, str]:
+        """The name or address of the node that a stream is for; refuses one the caller doesn't speak for."""
+        node_name, allowed = request.node_name, self._authorization.nodes(context)
+        if allowed is None:
+            if not node_name and not request.host_ip:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "node_name or host_ip must be given")
+            return node_name, "" if node_name else await _canonical(request.host_ip, context)
+        if not node_name and len(allowed) == 1:
+            (node_name,) = allowed
+        # The attack stopped: a key stolen from one node must not open the stream of another.
+        if node_name not in allowed:
+            await _abort(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the certificate speaks for {', '.join(sorted(allowed)) or 'no node'}, not for '{node_name}'; "
+                "give the agent a certificate with its node's name as DNS SAN",
+            )
+        return node_name, ""
+
+    async def _find(self, ip: str, context: Context, not_found: str, hold: _Hold) -> Pod:
+        """The pod at an address, held until there is one."""
+        nodes = self._authorization.nodes(context)
+        address = ip
+        while True:
+            try:
+                pod = self._pods.find(address, nodes)
+            except MultiplePodsError:
+                await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, MULTIPLE_PODS)
+            # A pod found before the lists are complete might have to share its address with one yet to come.
+            waits = self._readiness.waits_for(*self._needed)
+            if pod is not None and not waits:
+                return pod
+            if address is ip:
+                address = await _canonical(ip, context)
+                if address != ip:
+                    continue
+            key = "ready" if waits else address
+            held = not self._readiness.stopping and await self.arrivals.wait(key, hold.left())
+            if not held:
+                if waits or self._readiness.stopping:
+                    await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+                await _abort(context, grpc.StatusCode.NOT_FOUND, not_found)
+
+
+async def _canonical(ip: str, context: Context) -> str:
+    try:
+        return canonical_address(ip)
+    except ValueError as error:
+        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+class _Hold:
+    """How long a call may be held, worked out when it first has to be."""
+
+    __slots__ = ("_context", "_until")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._until: float | None = None
+
+    def left(self) -> float:
+        """Seconds from now; not above 0: no longer."""
+        now = time.monotonic()
+        if self._until is None:
+            remaining = self._context.time_remaining()
+            if remaining is None:
+                self._until = now + LONGEST_HOLD
+            else:
+                self._until = now + min(remaining - min(DEADLINE_MARGIN, remaining / 10), LONGEST_HOLD_WITH_DEADLINE)
+        return self._until - now
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, text: str, trailing: tuple[tuple[str, str], ...] = ()
+) -> NoReturn:
+    await context.abort(code, text, trailing)
+    raise AssertionError("abort raises")

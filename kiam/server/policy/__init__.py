@@ -1,0 +1,1 @@
+"""Which pod may have which role."""

@@ -1,0 +1,216 @@
+"""The server as a whole: its parts, the order they start in, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from kiam.errors import UserError
+from kiam.grpc_metrics import ServerMetrics
+from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.server.aws.base_arn import detect_base_arn
+from kiam.server.aws.credentials import CredentialsManager, Metrics
+from kiam.server.aws.sts import BotoSTS, STSError
+from kiam.server.grpc.authorization import AnyNode, CertifiedNode
+from kiam.server.grpc.listener import listen, make_grpc_server
+from kiam.server.grpc.node_streams import NodeStreams
+from kiam.server.grpc.service import Service
+from kiam.server.kubernetes.api import KubeApi
+from kiam.server.kubernetes.events import EventRecorder
+from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
+from kiam.server.kubernetes.store import NamespaceStore, PodStore
+from kiam.server.policy.demand import Demand, Judge
+from kiam.server.readiness import Readiness
+from kiam.server.settings import ServerConfig
+from kiam.telemetry import serve_telemetry
+from kiam.tls.certificates import Side
+from kiam.tls.metrics import TLSMetrics
+from kiam.tls.reload import TLSReloader
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 10.0
+"""Time for calls under way after SIGTERM; Kubernetes waits 30 s before it kills."""
+STORES = ("pods", "namespaces")
+BASE_ARN, STS_ANSWER = "the role base ARN", "STS"
+
+
+class Server:
+    """The parts, and how they are wired. :meth:`start` once, then :meth:`drain`."""
+
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry = REGISTRY) -> None:
+        """Read the certificates. Raises UserError."""
+        self._config = config
+        self._registry = registry
+        self._tls = TLSReloader(config.tls, Side.SERVER, TLSMetrics(Side.SERVER, registry))
+        self._pods = PodStore()
+        self._namespaces = NamespaceStore()
+        self._events = EventRecorder()
+        self._judge: Judge | None = None
+        awaited = [*STORES, STS_ANSWER] if config.role_base_arn else [BASE_ARN, *STORES, STS_ANSWER]
+        self._readiness = Readiness(awaited)
+        self._grpc = make_grpc_server(config)
+        Counter(
+            "kiam_k8s_dropped_pods",
+            "Pods lost by prefetching. Always 0: pods wait in the store, not in a buffer.",
+            registry=registry,
+        )
+        self.port = 0
+        """Where it listens, once it does."""
+        self.service: Service | None = None
+        """What answers the calls, once there is one."""
+        self._api: KubeApi | None = None
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Listen, and begin everything that makes the server ready. Raises UserError."""
+        config = self._config
+        _spare_the_collector()
+        sts = await asyncio.to_thread(
+            BotoSTS,
+            config.region,
+            config.assume_role_arn,
+            int(config.session_duration.total_seconds()),
+            config.fetchers,
+        )
+        api = self._api = await KubeApi.connect(config.kubeconfig)
+        credentials = CredentialsManager(sts, config.fetchers, config.session_refresh, Metrics(self._registry))
+        service = self.service = Service(
+            self._pods,
+            self._namespaces,
+            self._known_judge,
+            credentials,
+            self._events,
+            self._readiness,
+            CertifiedNode() if config.node_authorization else AnyNode(),
+            NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
+            (BASE_ARN, *STORES),
+        )
+        counted = ServerMetrics(self._registry).count(kiam_pb2.DESCRIPTOR.services_by_name["KiamService"], service)
+        kiam_pb2_grpc.add_KiamServiceServicer_to_server(counted, self._grpc)
+        self.port = listen(self._grpc, config.bind, self._tls)
+        await self._grpc.start()
+        log.info("listening on %s (port %d), STS is %s", config.bind, self.port, sts.endpoint)
+        tasks.create_task(self._tls.watch(lambda: None))
+        tasks.create_task(credentials.run())
+        tasks.create_task(self._events.run(api))
+        tasks.create_task(self._await_sts(sts))
+        tasks.create_task(self._fill(tasks, api, credentials))
+
+    async def wait_ready(self) -> None:
+        """Until every call can be answered."""
+        await self._readiness.wait()
+
+    async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Answer what is held, let calls under way end for so many seconds at most, and close."""
+        self._readiness.stop()
+        if self.service is not None:
+            self.service.stop()
+        await self._grpc.stop(seconds)
+
+    async def close(self) -> None:
+        """Close what the tasks have used; they must have ended."""
+        if self._api is not None:
+            await self._api.close()
+
+    def _known_judge(self) -> Judge:
+        assert self._judge is not None, "calls are held until the stores are filled, which is after the base ARN"
+        return self._judge
+
+    async def _fill(self, tasks: asyncio.TaskGroup, api: KubeApi, credentials: CredentialsManager) -> None:
+        """Learn the base ARN, then list and watch: what is known of pods is judged as it comes in."""
+        config = self._config
+        base_arn = config.role_base_arn
+        if not base_arn:
+            base_arn = await detect_base_arn()
+            log.info("base ARN detected: %s", base_arn)
+            self._readiness.reached(BASE_ARN)
+        self._judge = Judge(
+            self._namespaces, base_arn, config.session, strict=not config.disable_strict_namespace_regexp
+        )
+        Demand(self._pods, self._namespaces, self._judge, credentials.want, credentials.unwant)
+        _spare_the_collector()
+        watch_seconds = config.sync.total_seconds()
+        namespaces = Reflector(api, NAMESPACES, self._namespaces, watch_seconds)
+        pods = Reflector(api, PODS, self._pods, watch_seconds)
+        for name, reflector in (("namespaces", namespaces), ("pods", pods)):
+            tasks.create_task(reflector.run())
+            tasks.create_task(self._await_list(name, reflector))
+
+    async def _await_list(self, name: str, reflector: Reflector) -> None:
+        await reflector.synced.wait()
+        self._reached(name)
+
+    async def _await_sts(self, sts: BotoSTS) -> None:
+        """Not ready until STS answered once; later on what is held stays good without it."""
+
+        def log_failure(state: RetryCallState) -> None:
+            log.warning("STS: %s", state.outcome.exception() if state.outcome else "")
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(STSError),
+            wait=wait_exponential_jitter(multiplier=0.5, max=15, jitter=0.5),
+            before_sleep=log_failure,
+        )
+        identity: str = await retrying(asyncio.to_thread, sts.check)
+        log.info("STS answers", extra={"identity": identity or "unknown"})
+        self._reached(STS_ANSWER)
+
+    def _reached(self, thing: str) -> None:
+        self._readiness.reached(thing)
+        if self.service is not None and not self._readiness.waits_for(BASE_ARN, *STORES):
+            _spare_the_collector()
+            self.service.ready()
+        if self._readiness.message == "ok":
+            log.info("ready", extra={"pods": len(self._pods)})
+
+
+def _spare_the_collector() -> None:
+    """Exempt what is there now, and is there for good, from garbage collection.
+
+    Modules, AWS's and Kubernetes' models, later the stores' indexes: looking through them takes a full collection tens
+    of milliseconds, during which no call is answered.
+    """
+    gc.freeze()
+
+
+def _raise_descriptor_limit() -> None:
+    """Every agent is a connection, and many systems start programs with 1,024 descriptors though they may have more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class _StoppedError(Exception):
+    """Ends the task group after a drain."""
+
+
+async def serve(config: ServerConfig) -> None:
+    """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work."""
+    _raise_descriptor_limit()
+    stop = asyncio.Event()
+    problem: BaseException | None = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with serve_telemetry(config.prometheus_listen_addr, config.pprof_listen_addr):
+        server = Server(config)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await server.start(tasks)
+                await stop.wait()
+                log.info("shutting down")
+                await server.drain()
+                raise _StoppedError
+        except* _StoppedError:
+            pass
+        except* UserError as errors:
+            problem = errors.exceptions[0]
+        finally:
+            await server.close()
+        # Raised here: what an except* clause raises comes out as a group.
+        if problem is not None:
+            raise problem

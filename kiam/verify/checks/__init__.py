@@ -1,0 +1,1 @@
+"""Checks that read the node and change nothing."""

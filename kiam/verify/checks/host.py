@@ -1,0 +1,41 @@
+"""Rules that would redirect the host's own connections, the agent's first of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kiam.metadata import METADATA_IPV4
+from kiam.netfilter.model import Action, Table, Tri
+from kiam.netfilter.packets import Packet
+from kiam.netfilter.walk import Hit, hits_at
+from kiam.verify.fixes import delete_rule
+from kiam.verify.results import CheckResult, failed, passed
+
+CHECK = "host untouched"
+TAKING = frozenset({Action.DNAT, Action.REDIRECT, Action.DROP, Action.REJECT})
+
+
+def host_hits(tables: Sequence[Table]) -> list[Hit]:
+    """What surely redirects or drops a connection of the host's own to the metadata service."""
+    # Packets of the host come in on no interface; rules that name one in an output chain can't be there.
+    packet = Packet("", METADATA_IPV4)
+    return [
+        hit
+        for hit in hits_at(tables, packet, "output")
+        if hit.rule.action in TAKING and hit.certain is Tri.YES and not hit.conditional
+    ]
+
+
+def check_host(tables: Sequence[Table]) -> list[CheckResult]:
+    """An agent whose own requests come back to itself can't answer one."""
+    hits = host_hits(tables)
+    if not hits:
+        return [passed(CHECK, "no rule takes the host's own connections to the metadata service")]
+    return [
+        failed(
+            CHECK,
+            f"{hit.table.tool} {hit.table.name} {hit.rule.chain} takes the host's own connections: {hit.rule.text}",
+            delete_rule(hit.table, hit.rule),
+        )
+        for hit in hits
+    ]

@@ -1,0 +1,189 @@
+"""The live proof from beginning to end."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.verify.checks.interfaces import Interface
+from kiam.verify.fixes import Mends
+from kiam.verify.live.attempts import Attempt, Order, Outcome
+from kiam.verify.live.judge import (
+    ROUND,
+    Evidence,
+    Key,
+    judge_host,
+    judge_host_network,
+    judge_proof,
+    judge_way,
+)
+from kiam.verify.live.place import pods_cgroup, throwaway, top
+from kiam.verify.live.probe import HOST, NEW, Probe
+from kiam.verify.live.sockdiag import Endpoint, find_connection, find_in_table
+from kiam.verify.live.stand_in import stand_in
+from kiam.verify.live.tap import ADDRESSES, Tap
+from kiam.verify.live.wiring import CannotWireError, plan, wired
+from kiam.verify.results import CheckResult, skipped
+
+PROOF = "live: pod to agent"
+SECONDS = 1.0
+"""How long each attempt waits for an answer. Redirects are answered by this host and drops never; below the second
+after which TCP repeats a SYN."""
+LOOKUP_SECONDS = 0.5
+ANSWER_SECONDS = 5.0
+"""What an agent may take for its answer: it may be busy, and whether it answers at all isn't asked here."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """What a person may choose about the proof."""
+
+    pod_netns: Path | None = None
+    """Prove it from this pod's namespace instead of from a throwaway one."""
+    pod_address: IPv4Address | None = None
+    """The throwaway pod's address; None: one of 198.18.0.0/15."""
+    seconds: float = SECONDS
+
+
+def prove(
+    wanted: WantedState,
+    interfaces: Sequence[Interface],
+    mends: Mends,
+    settings: LiveSettings,
+    host_mend: Callable[[], str],
+    refuses: Callable[[str], str],
+) -> list[CheckResult]:
+    """Make the pod, try everything, clean up, and judge. ``host_mend``: what to do if the host is redirected.
+    ``refuses``: what of the firewall surely drops packets that come in on an interface of that name, if anything.
+
+    Raises UserError where the node doesn't let it be tried (no root, no namespaces).
+    """
+    if settings.pod_netns is None:
+        try:
+            way_in = plan(wanted.interface, interfaces)
+        except CannotWireError as error:
+            return [skipped(PROOF, str(error), with_real_pod(mends))]
+        if culprit := refuses(way_in.bridge or way_in.host_name):
+            seen = f"this node's firewall drops packets of interfaces its CNI doesn't know: {culprit}"
+            return [skipped(PROOF, seen, with_real_pod(mends))]
+    root = top()
+    nonce = secrets.token_hex(16)
+    with contextlib.ExitStack() as stack:
+        tap = stack.enter_context(Tap())
+        host = stack.enter_context(Probe(HOST, stack.enter_context(throwaway(root))))
+        cgroup = stack.enter_context(throwaway(root and (pods_cgroup(root) or root)))
+        pod = stack.enter_context(Probe(NEW if settings.pod_netns is None else str(settings.pod_netns), cgroup))
+        address = address6 = ""
+        if settings.pod_netns is None:
+            connected = stack.enter_context(wired(way_in, pod, settings.pod_address))
+            address, address6 = str(connected.address), str(connected.address6 or "")
+        own = host.carry_out(Order(("tcp", "tcp6"), settings.seconds, nonce))
+        host_landed = {way for way in own if _landed(own[way], wanted)}
+        straight = _straight(pod, Order(("tcp",), settings.seconds, nonce, address, address6), wanted)
+        landed = {"tcp"} if straight.landed else set()
+        others = pod.carry_out(Order(tuple(ROUND), settings.seconds, nonce, address, address6))
+        landed |= {way for way in others if _landed(others[way], wanted)}
+        on_host = _on_host_network(wanted, root, nonce, settings.seconds)
+        left = _left_node(tap)
+    control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
+    evidence = Evidence(left, landed, control, control6, own["tcp6"].outcome is Outcome.CONNECTED)
+    results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, mends)]
+    results += [judge_way(way, others[way], evidence, mends) for way in ROUND]
+    if on_host is not None:
+        attempt, at_agent = on_host
+        results.append(judge_host_network(attempt, replace(evidence, landed={"tcp"} if at_agent else set()), mends))
+    seen_by_host = Evidence(left, host_landed, control, control6)
+    mend = host_mend() if host_landed or not control else ""
+    return [*results, judge_host(own["tcp"], seen_by_host, mend or mends.install())]
+
+
+def with_real_pod(mends: Mends) -> str:
+    """The command that makes the proof from a real pod's namespace."""
+    pid = find_pod_process()
+    return f"{mends.verify()} --pod-netns=/proc/{pid or '<pid of a process in a pod>'}/ns/net"
+
+
+def find_pod_process(proc: Path = Path("/proc")) -> int | None:
+    """A process in a pod that isn't on the host network: one below kubelet's cgroup, in another network namespace."""
+    own = (proc / "thread-self/ns/net").stat().st_ino
+    for path in proc.iterdir():
+        if not path.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if (path / "ns/net").stat().st_ino != own and "kubepods" in (path / "cgroup").read_text():
+                return int(path.name)
+    return None
+
+
+def _on_host_network(wanted: WantedState, root: Path | None, nonce: str, seconds: float) -> tuple[Attempt, bool] | None:
+    """What a pod on the host network gets: its attempt, and whether it landed on the agent.
+
+    None where such pods are ignored, or can't be told from the host for lack of a cgroup (the cgroup2 check says so).
+    """
+    parent = pods_cgroup(root) if root is not None else None
+    if wanted.host_network is HostNetwork.IGNORE or parent is None:
+        return None
+    with (
+        throwaway(parent) as cgroup,
+        Probe(HOST, cgroup) as pod,
+        stand_in(wanted.host_address, wanted.port, nonce),
+    ):
+        attempt = pod.carry_out(Order(("tcp",), seconds, nonce))["tcp"]
+        return attempt, _landed(attempt, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Straight:
+    attempt: Attempt
+    landed: bool
+    answer: str
+    expected: str
+    """What only an agent that was asked through this very connection can answer."""
+
+
+def _straight(pod: Probe, order: Order, wanted: WantedState) -> _Straight:
+    """Connect as any program does, look for the connection on the host, and bring the nonce."""
+    # An agent, ours or conventional, answers this path itself, for any first component, with a redirect to the same
+    # path and a slash; the real service knows no such version.
+    path = f"/kiamverify-{order.nonce}/meta-data/iam/security-credentials"
+    with stand_in(wanted.host_address, wanted.port, order.nonce) as standing:
+        attempt = pod.carry_out(order)["tcp"]
+        landed = _landed(attempt, wanted)
+        answer = pod.talk("tcp", path, ANSWER_SECONDS) if attempt.outcome is Outcome.CONNECTED else ""
+    return _Straight(attempt, landed, answer, standing.secret if standing else f"{path}/")
+
+
+def _landed(attempt: Attempt, wanted: WantedState) -> bool:
+    """Whether the host's kernel has the attempt's connection at the agent's address.
+
+    The proof: source address and port together are the probe's alone (its address was made for it), and the table is
+    the kernel's, so no program, the agent included, can claim a connection it doesn't have, or hide one.
+    """
+    if attempt.outcome is not Outcome.CONNECTED or not attempt.port:
+        return False
+    address = ip_address(attempt.address.removeprefix("::ffff:"))
+    agent = wanted.host_address if address.version == 4 else wanted.host_address6
+    if agent is None:
+        return False
+    local, peer = Endpoint(agent, wanted.port), Endpoint(address, attempt.port)
+    deadline = time.monotonic() + LOOKUP_SECONDS
+    while find_connection(local, peer) is None:
+        # The pod is connected as soon as it has the SYN-ACK, the host when the pod's ACK has come back.
+        if time.monotonic() > deadline:
+            return find_in_table(local, peer)
+        time.sleep(0.01)
+    return True
+
+
+def _left_node(tap: Tap) -> set[Key]:
+    return {seen.packet.key for seen in tap.read() if seen.outgoing and seen.packet.destination in ADDRESSES}
+
+
+def _seen_leaving(attempt: Attempt, left: set[Key]) -> bool:
+    return any(key in left for key in attempt.sent)

@@ -1,0 +1,142 @@
+"""Reads what the checks look at: rules, interfaces, routes. Changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from kiam.errors import UserError
+from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.netfilter.iptables_listing import parse_iptables_save
+from kiam.netfilter.model import Table
+from kiam.netfilter.nft_listing import parse_nft_ruleset
+from kiam.verify.checks.interfaces import Interface
+
+IPTABLES = ("iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy")
+CAP_NET_ADMIN = 12
+"""linux/capability.h."""
+NET = Path("/proc/thread-self/net")
+"""Of the calling thread's network namespace, which /proc/net isn't."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A tool that is missing or failed: its rules, if there are any, were not looked at."""
+
+    tool: str
+    reason: str
+    package: str
+    """The Debian package it comes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the node's network namespace holds at one moment."""
+
+    tables: Sequence[Table]
+    interfaces: Sequence[Interface]
+    uplinks: Sequence[str]
+    """The interfaces of the default routes and of the ways to the metadata addresses: no pod is behind those."""
+    unread: Sequence[Unread] = ()
+
+
+def require_net_admin() -> None:
+    """Without it the kernel shows no rules, which would look as if there were none. Raises UserError."""
+    status = Path("/proc/thread-self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    if not effective >> CAP_NET_ADMIN & 1:
+        raise UserError("reading the node's rules needs root and the capability NET_ADMIN: use sudo, or add NET_ADMIN")
+
+
+def take_snapshot() -> Snapshot:
+    """Read everything. Raises UserError without CAP_NET_ADMIN."""
+    require_net_admin()
+    tables: list[Table] = []
+    unread: list[Unread] = []
+    for tool in IPTABLES:
+        if tool.endswith("legacy") and not _legacy_in_use(tool):
+            continue
+        try:
+            tables += parse_iptables_save(_save(tool), tool)
+        except (OSError, RuntimeError) as error:
+            unread.append(Unread(tool, str(error), "iptables"))
+    try:
+        tables += parse_nft_ruleset(_nft_ruleset())
+    except (OSError, RuntimeError) as error:
+        unread.append(Unread("nft", str(error), "python3-nftables"))
+    interfaces, uplinks = read_interfaces()
+    return Snapshot(tables, interfaces, uplinks, unread)
+
+
+def _legacy_in_use(tool: str) -> bool:
+    # Asking iptables-legacy would load its modules where they aren't; without them it can hold no rules.
+    names = "ip6_tables_names" if tool.startswith("ip6") else "ip_tables_names"
+    try:
+        return bool((NET / names).read_text().strip())
+    except OSError:
+        return False
+
+
+def _save(tool: str) -> str:
+    if shutil.which(f"{tool}-save") is None:
+        raise RuntimeError(f"{tool}-save isn't installed")
+    done = subprocess.run([f"{tool}-save"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit {done.returncode}")
+    return done.stdout
+
+
+def _nft_ruleset() -> dict[str, Any]:
+    try:
+        from nftables import Nftables
+    except ImportError:
+        raise RuntimeError("libnftables' Python binding (python3-nftables) isn't installed") from None
+    nft = Nftables()
+    nft.set_json_output(True)
+    nft.set_handle_output(True)
+    code, output, error = nft.json_cmd({"nftables": [{"list": {"ruleset": None}}]})
+    if code:
+        raise RuntimeError(str(error).strip().splitlines()[0] if str(error).strip() else f"error {code}")
+    return dict(output) if isinstance(output, dict) else {}
+
+
+def read_interfaces() -> tuple[list[Interface], list[str]]:
+    """The interfaces of this network namespace, and its ways out."""
+    with IPRoute(groups=0) as netlink:
+        links = list(netlink.get_links())
+        names = {link["index"]: link.get("ifname") for link in links}
+        routes = [*netlink.get_default_routes(family=socket.AF_INET), *_to_metadata(netlink)]
+        uplinks = {names.get(route.get("oif"), "") for route in routes}
+    ports = Counter(link.get("master") for link in links if link.get("master") and _kind(link) == "veth")
+    interfaces = [
+        Interface(
+            name=link.get("ifname"),
+            kind=_kind(link),
+            master=names.get(link.get("master"), "") or "",
+            other_namespace=link.get("link_netnsid") is not None,
+            ports=ports[link["index"]],
+        )
+        for link in links
+    ]
+    return interfaces, sorted(uplinks - {"", "lo"})
+
+
+def _to_metadata(netlink: Any) -> Iterator[Any]:
+    for address in (METADATA_IPV4, METADATA_IPV6):
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with contextlib.suppress(NetlinkError):
+            yield from netlink.route("get", dst=str(address), family=family)
+
+
+def _kind(link: Any) -> str:
+    return str((link.get("linkinfo") or {}).get("kind") or "")
