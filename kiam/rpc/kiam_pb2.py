@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kiam/rpc/kiam.proto\x12\x04kiam\"\x1f\n\x11GetPodRoleRequest\x12\n\n\x02ip\x18\x01 \x01(\t\"4\n\x18GetPodCredentialsRequest\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\x12\n\x10GetHealthRequest\"\x14\n\x04Role\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x94\x01\n\x0b\x43redentials\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x15\n\raccess_key_id\x18\x03 \x01(\t\x12\x19\n\x11secret_access_key\x18\x04 \x01(\t\x12\r\n\x05token\x18\x05 \x01(\t\x12\x12\n\nexpiration\x18\x06 \x01(\t\x12\x14\n\x0clast_updated\x18\x07 \x01(\t\"\x1f\n\x0cHealthStatus\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x8d\x01\n\x10WatchNodeRequest\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0f\n\x07host_ip\x18\x02 \x01(\t\x12\"\n\nknown_pods\x18\x03 \x03(\x0b\x32\x0e.kiam.KnownPod\x12\x31\n\x11known_credentials\x18\x04 \x03(\x0b\x32\x16.kiam.KnownCredentials\",\n\x08KnownPod\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"H\n\x10KnownCredentials\x12 \n\x08identity\x18\x01 \x01(\x0b\x32\x0e.kiam.Identity\x12\x12\n\nexpiration\x18\x02 \x01(\t\"\x99\x02\n\nNodeUpdate\x12\x1c\n\x05hello\x18\x01 \x01(\x0b\x32\x0b.kiam.HelloH\x00\x12\x18\n\x03pod\x18\x02 \x01(\x0b\x32\t.kiam.PodH\x00\x12+\n\rpod_withdrawn\x18\x03 \x01(\x0b\x32\x12.kiam.PodWithdrawnH\x00\x12\x30\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x19.kiam.IdentityCredentialsH\x00\x12\x35\n\x12\x63redentials_failed\x18\x05 \x01(\x0b\x32\x17.kiam.CredentialsFailedH\x00\x12\x33\n\x11snapshot_complete\x18\x06 \x01(\x0b\x32\x16.kiam.SnapshotCompleteH\x00\x42\x08\n\x06update\"1\n\x05Hello\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x15\n\rrole_base_arn\x18\x02 \x01(\t\"\xad\x01\n\x03Pod\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12 \n\x08identity\x18\x06 \x01(\x0b\x32\x0e.kiam.Identity\x12 \n\x08\x64\x65\x63ision\x18\x07 \x01(\x0b\x32\x0e.kiam.Decision\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\"G\n\x08Identity\x12\x10\n\x08role_arn\x18\x01 \x01(\t\x12\x14\n\x0csession_name\x18\x02 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x03 \x01(\t\"0\n\x08\x44\x65\x63ision\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"\x1b\n\x0cPodWithdrawn\x12\x0b\n\x03uid\x18\x01 \x01(\t\"_\n\x13IdentityCredentials\x12 \n\x08identity\x18\x01 \x01(\x0b\x32\x0e.kiam.Identity\x12&\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x11.kiam.Credentials\"c\n\x11\x43redentialsFailed\x12 \n\x08identity\x18\x01 \x01(\x0b\x32\x0e.kiam.Identity\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\r\"\x12\n\x10SnapshotComplete2\xfa\x01\n\x0bKiamService\x12\x31\n\nGetPodRole\x12\x17.kiam.GetPodRoleRequest\x1a\n.kiam.Role\x12\x46\n\x11GetPodCredentials\x12\x1e.kiam.GetPodCredentialsRequest\x1a\x11.kiam.Credentials\x12\x37\n\tGetHealth\x12\x16.kiam.GetHealthRequest\x1a\x12.kiam.HealthStatus\x12\x37\n\tWatchNode\x12\x16.kiam.WatchNodeRequest\x1a\x10.kiam.NodeUpdate0\x01\x42\x08Z\x06./kiamb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kiam/rpc/kiam.proto\x12\x04kiam\"\x1f\n\x11GetPodRoleRequest\x12\n\n\x02ip\x18\x01 \x01(\t\"4\n\x18GetPodCredentialsRequest\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\x12\n\x10GetHealthRequest\"T\n\x04Role\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x16watch_age_milliseconds\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x19\n\x17_watch_age_milliseconds\"\xd4\x01\n\x0b\x43redentials\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x15\n\raccess_key_id\x18\x03 \x01(\t\x12\x19\n\x11secret_access_key\x18\x04 \x01(\t\x12\r\n\x05token\x18\x05 \x01(\t\x12\x12\n\nexpiration\x18\x06 \x01(\t\x12\x14\n\x0clast_updated\x18\x07 \x01(\t\x12#\n\x16watch_age_milliseconds\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x19\n\x17_watch_age_milliseconds\"\x1f\n\x0cHealthStatus\x12\x0f\n\x07message\x18\x01 \x01(\t\"\xa8\x01\n\x10WatchNodeRequest\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0f\n\x07host_ip\x18\x02 \x01(\t\x12\"\n\nknown_pods\x18\x03 \x03(\x0b\x32\x0e.kiam.KnownPod\x12\x31\n\x11known_credentials\x18\x04 \x03(\x0b\x32\x16.kiam.KnownCredentials\x12\x19\n\x11host_network_pods\x18\x05 \x01(\x08\",\n\x08KnownPod\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"H\n\x10KnownCredentials\x12 \n\x08identity\x18\x01 \x01(\x0b\x32\x0e.kiam.Identity\x12\x12\n\nexpiration\x18\x02 \x01(\t\"\x99\x02\n\nNodeUpdate\x12\x1c\n\x05hello\x18\x01 \x01(\x0b\x32\x0b.kiam.HelloH\x00\x12\x18\n\x03pod\x18\x02 \x01(\x0b\x32\t.kiam.PodH\x00\x12+\n\rpod_withdrawn\x18\x03 \x01(\x0b\x32\x12.kiam.PodWithdrawnH\x00\x12\x30\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x19.kiam.IdentityCredentialsH\x00\x12\x35\n\x12\x63redentials_failed\x18\x05 \x01(\x0b\x32\x17.kiam.CredentialsFailedH\x00\x12\x33\n\x11snapshot_complete\x18\x06 \x01(\x0b\x32\x16.kiam.SnapshotCompleteH\x00\x42\x08\n\x06update\"\x99\x01\n\x05Hello\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x15\n\rrole_base_arn\x18\x02 \x01(\t\x12#\n\x16watch_age_milliseconds\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\nnode_known\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x19\n\x17_watch_age_millisecondsB\r\n\x0b_node_known\"\xc3\x01\n\x03Pod\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12 \n\x08identity\x18\x06 \x01(\x0b\x32\x0e.kiam.Identity\x12 \n\x08\x64\x65\x63ision\x18\x07 \x01(\x0b\x32\x0e.kiam.Decision\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x14\n\x0chost_network\x18\t \x01(\x08\"G\n\x08Identity\x12\x10\n\x08role_arn\x18\x01 \x01(\t\x12\x14\n\x0csession_name\x18\x02 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x03 \x01(\t\"0\n\x08\x44\x65\x63ision\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"\x1b\n\x0cPodWithdrawn\x12\x0b\n\x03uid\x18\x01 \x01(\t\"_\n\x13IdentityCredentials\x12 \n\x08identity\x18\x01 \x01(\x0b\x32\x0e.kiam.Identity\x12&\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x11.kiam.Credentials\"c\n\x11\x43redentialsFailed\x12 \n\x08identity\x18\x01 \x01(\x0b\x32\x0e.kiam.Identity\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\r\"R\n\x10SnapshotComplete\x12#\n\x16watch_age_milliseconds\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x19\n\x17_watch_age_milliseconds2\xfa\x01\n\x0bKiamService\x12\x31\n\nGetPodRole\x12\x17.kiam.GetPodRoleRequest\x1a\n.kiam.Role\x12\x46\n\x11GetPodCredentials\x12\x1e.kiam.GetPodCredentialsRequest\x1a\x11.kiam.Credentials\x12\x37\n\tGetHealth\x12\x16.kiam.GetHealthRequest\x1a\x12.kiam.HealthStatus\x12\x37\n\tWatchNode\x12\x16.kiam.WatchNodeRequest\x1a\x10.kiam.NodeUpdate0\x01\x42\x08Z\x06./kiamb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,35 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETHEALTHREQUEST']._serialized_start=116
   _globals['_GETHEALTHREQUEST']._serialized_end=134
   _globals['_ROLE']._serialized_start=136
-  _globals['_ROLE']._serialized_end=156
-  _globals['_CREDENTIALS']._serialized_start=159
-  _globals['_CREDENTIALS']._serialized_end=307
-  _globals['_HEALTHSTATUS']._serialized_start=309
-  _globals['_HEALTHSTATUS']._serialized_end=340
-  _globals['_WATCHNODEREQUEST']._serialized_start=343
-  _globals['_WATCHNODEREQUEST']._serialized_end=484
-  _globals['_KNOWNPOD']._serialized_start=486
-  _globals['_KNOWNPOD']._serialized_end=530
-  _globals['_KNOWNCREDENTIALS']._serialized_start=532
-  _globals['_KNOWNCREDENTIALS']._serialized_end=604
-  _globals['_NODEUPDATE']._serialized_start=607
-  _globals['_NODEUPDATE']._serialized_end=888
-  _globals['_HELLO']._serialized_start=890
-  _globals['_HELLO']._serialized_end=939
-  _globals['_POD']._serialized_start=942
-  _globals['_POD']._serialized_end=1115
-  _globals['_IDENTITY']._serialized_start=1117
-  _globals['_IDENTITY']._serialized_end=1188
-  _globals['_DECISION']._serialized_start=1190
-  _globals['_DECISION']._serialized_end=1238
-  _globals['_PODWITHDRAWN']._serialized_start=1240
-  _globals['_PODWITHDRAWN']._serialized_end=1267
-  _globals['_IDENTITYCREDENTIALS']._serialized_start=1269
-  _globals['_IDENTITYCREDENTIALS']._serialized_end=1364
-  _globals['_CREDENTIALSFAILED']._serialized_start=1366
-  _globals['_CREDENTIALSFAILED']._serialized_end=1465
-  _globals['_SNAPSHOTCOMPLETE']._serialized_start=1467
-  _globals['_SNAPSHOTCOMPLETE']._serialized_end=1485
-  _globals['_KIAMSERVICE']._serialized_start=1488
-  _globals['_KIAMSERVICE']._serialized_end=1738
+  _globals['_ROLE']._serialized_end=220
+  _globals['_CREDENTIALS']._serialized_start=223
+  _globals['_CREDENTIALS']._serialized_end=435
+  _globals['_HEALTHSTATUS']._serialized_start=437
+  _globals['_HEALTHSTATUS']._serialized_end=468
+  _globals['_WATCHNODEREQUEST']._serialized_start=471
+  _globals['_WATCHNODEREQUEST']._serialized_end=639
+  _globals['_KNOWNPOD']._serialized_start=641
+  _globals['_KNOWNPOD']._serialized_end=685
+  _globals['_KNOWNCREDENTIALS']._serialized_start=687
+  _globals['_KNOWNCREDENTIALS']._serialized_end=759
+  _globals['_NODEUPDATE']._serialized_start=762
+  _globals['_NODEUPDATE']._serialized_end=1043
+  _globals['_HELLO']._serialized_start=1046
+  _globals['_HELLO']._serialized_end=1199
+  _globals['_POD']._serialized_start=1202
+  _globals['_POD']._serialized_end=1397
+  _globals['_IDENTITY']._serialized_start=1399
+  _globals['_IDENTITY']._serialized_end=1470
+  _globals['_DECISION']._serialized_start=1472
+  _globals['_DECISION']._serialized_end=1520
+  _globals['_PODWITHDRAWN']._serialized_start=1522
+  _globals['_PODWITHDRAWN']._serialized_end=1549
+  _globals['_IDENTITYCREDENTIALS']._serialized_start=1551
+  _globals['_IDENTITYCREDENTIALS']._serialized_end=1646
+  _globals['_CREDENTIALSFAILED']._serialized_start=1648
+  _globals['_CREDENTIALSFAILED']._serialized_end=1747
+  _globals['_SNAPSHOTCOMPLETE']._serialized_start=1749
+  _globals['_SNAPSHOTCOMPLETE']._serialized_end=1831
+  _globals['_KIAMSERVICE']._serialized_start=1834
+  _globals['_KIAMSERVICE']._serialized_end=2084
 # @@protoc_insertion_point(module_scope)

@@ -86,17 +86,23 @@ class Role(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    WATCH_AGE_MILLISECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    watch_age_milliseconds: _builtins.int
+    """As in Hello, when this answer was made."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        watch_age_milliseconds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "name", b"name", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__watch_age_milliseconds: _TypeAlias = _typing.Literal["watch_age_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__watch_age_milliseconds: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__watch_age_milliseconds) -> _WhichOneofReturnType__watch_age_milliseconds | None: ...
 
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
@@ -113,6 +119,7 @@ class Credentials(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRATION_FIELD_NUMBER: _builtins.int
     LAST_UPDATED_FIELD_NUMBER: _builtins.int
+    WATCH_AGE_MILLISECONDS_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     type: _builtins.str
     access_key_id: _builtins.str
@@ -120,6 +127,8 @@ class Credentials(_message.Message):
     token: _builtins.str
     expiration: _builtins.str
     last_updated: _builtins.str
+    watch_age_milliseconds: _builtins.int
+    """As in Hello, when this answer was made. Set in answers of GetPodCredentials only."""
     def __init__(
         self,
         *,
@@ -130,12 +139,15 @@ class Credentials(_message.Message):
         token: _builtins.str = ...,
         expiration: _builtins.str = ...,
         last_updated: _builtins.str = ...,
+        watch_age_milliseconds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key_id", b"access_key_id", "code", b"code", "expiration", b"expiration", "last_updated", b"last_updated", "secret_access_key", b"secret_access_key", "token", b"token", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "access_key_id", b"access_key_id", "code", b"code", "expiration", b"expiration", "last_updated", b"last_updated", "secret_access_key", b"secret_access_key", "token", b"token", "type", b"type", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__watch_age_milliseconds: _TypeAlias = _typing.Literal["watch_age_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__watch_age_milliseconds: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__watch_age_milliseconds) -> _WhichOneofReturnType__watch_age_milliseconds | None: ...
 
 Global___Credentials: _TypeAlias = Credentials  # noqa: Y015
 
@@ -170,10 +182,13 @@ class WatchNodeRequest(_message.Message):
     HOST_IP_FIELD_NUMBER: _builtins.int
     KNOWN_PODS_FIELD_NUMBER: _builtins.int
     KNOWN_CREDENTIALS_FIELD_NUMBER: _builtins.int
+    HOST_NETWORK_PODS_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name (spec.nodeName of its pods). Empty: the server finds the node by host_ip."""
     host_ip: _builtins.str
     """The node's address (status.hostIP of its pods). Used when node_name is empty."""
+    host_network_pods: _builtins.bool
+    """The agent can tell the node's host-network pods apart by UID: send those that are annotated too, without addresses."""
     @_builtins.property
     def known_pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownPod]:
         """What the agent holds from an earlier stream. The server withdraws those that are gone and skips those that are
@@ -189,10 +204,11 @@ class WatchNodeRequest(_message.Message):
         host_ip: _builtins.str = ...,
         known_pods: _abc.Iterable[Global___KnownPod] | None = ...,
         known_credentials: _abc.Iterable[Global___KnownCredentials] | None = ...,
+        host_network_pods: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_ip", b"host_ip", "known_credentials", b"known_credentials", "known_pods", b"known_pods", "node_name", b"node_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_ip", b"host_ip", "host_network_pods", b"host_network_pods", "known_credentials", b"known_credentials", "known_pods", b"known_pods", "node_name", b"node_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,21 +313,41 @@ class Hello(_message.Message):
 
     NODE_NAME_FIELD_NUMBER: _builtins.int
     ROLE_BASE_ARN_FIELD_NUMBER: _builtins.int
+    WATCH_AGE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    NODE_KNOWN_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node the server understood, for the agent's log."""
     role_base_arn: _builtins.str
     """Put before a role that isn't an ARN, as in arn:aws:iam::123456789012:role/"""
+    watch_age_milliseconds: _builtins.int
+    """The age of the server's word: how long ago, on its own clock, its watch of pods was last proved to be up to date
+    (an event, a bookmark, or a read that the watch has caught up with). An agent that asks because the kernel's route to
+    an address changed believes the answer only if question minus age is no earlier than that change; a server that is
+    cut off from the Kubernetes API so can't vouch for an address that changed hands since. Absent: an older server,
+    whose word is taken as it comes.
+    """
+    node_known: _builtins.bool
+    """Whether the server knows any pod of that node; false hints at a wrong node_name or host_ip. Absent: an older server."""
     def __init__(
         self,
         *,
         node_name: _builtins.str = ...,
         role_base_arn: _builtins.str = ...,
+        watch_age_milliseconds: _builtins.int | None = ...,
+        node_known: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_node_known", b"_node_known", "_watch_age_milliseconds", b"_watch_age_milliseconds", "node_known", b"node_known", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_name", b"node_name", "role_base_arn", b"role_base_arn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_node_known", b"_node_known", "_watch_age_milliseconds", b"_watch_age_milliseconds", "node_known", b"node_known", "node_name", b"node_name", "role_base_arn", b"role_base_arn", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__node_known: _TypeAlias = _typing.Literal["node_known"]  # noqa: Y015
+    _WhichOneofArgType__node_known: _TypeAlias = _typing.Literal["_node_known", b"_node_known"]  # noqa: Y015
+    _WhichOneofReturnType__watch_age_milliseconds: _TypeAlias = _typing.Literal["watch_age_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__watch_age_milliseconds: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__node_known) -> _WhichOneofReturnType__node_known | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__watch_age_milliseconds) -> _WhichOneofReturnType__watch_age_milliseconds | None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
@@ -331,6 +367,7 @@ class Pod(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    HOST_NETWORK_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     namespace: _builtins.str
     name: _builtins.str
@@ -338,9 +375,11 @@ class Pod(_message.Message):
     """The annotation, exactly as written; empty: the pod is not annotated."""
     fingerprint: _builtins.str
     """Changes whenever any other field of this message does; the same on every replica of the server."""
+    host_network: _builtins.bool
+    """The pod shares the node's network (spec.hostNetwork), and so is known by its UID alone."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """status.podIPs; host-network pods are not sent."""
+        """status.podIPs; empty until kubelet has reported them. Host-network pods are sent without, and only if asked for."""
 
     @_builtins.property
     def identity(self) -> Global___Identity: ...
@@ -357,10 +396,11 @@ class Pod(_message.Message):
         identity: Global___Identity | None = ...,
         decision: Global___Decision | None = ...,
         fingerprint: _builtins.str = ...,
+        host_network: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "decision", b"decision", "fingerprint", b"fingerprint", "identity", b"identity", "name", b"name", "namespace", b"namespace", "role", b"role", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "decision", b"decision", "fingerprint", b"fingerprint", "host_network", b"host_network", "identity", b"identity", "name", b"name", "namespace", b"namespace", "role", b"role", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -501,13 +541,20 @@ class SnapshotComplete(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WATCH_AGE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    watch_age_milliseconds: _builtins.int
+    """As in Hello, when the last update before this one was made."""
     def __init__(
         self,
+        *,
+        watch_age_milliseconds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__watch_age_milliseconds: _TypeAlias = _typing.Literal["watch_age_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__watch_age_milliseconds: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__watch_age_milliseconds) -> _WhichOneofReturnType__watch_age_milliseconds | None: ...
 
 Global___SnapshotComplete: _TypeAlias = SnapshotComplete  # noqa: Y015
