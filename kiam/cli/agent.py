@@ -59,7 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_redirect(parser)
     add_boolean(parser, "--allow-ip-query", False, "let clients say who they are with ?ip= (for debugging only)")
     parser.add_argument(
-        "--allow-route-regexp", default="^$", metavar="REGEXP", help="paths to pass on to the instance metadata service"
+        "--allow-route-regexp",
+        "--whitelist-route-regexp",
+        default="^$",
+        metavar="REGEXP",
+        help="paths to pass on to the instance metadata service (the second name is v3's)",
     )
     parser.add_argument(
         "--outage-grace",

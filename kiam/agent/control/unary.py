@@ -13,6 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from kiam.agent.control.channel import ServerClient
 from kiam.agent.control.grpc_errors import understand
 from kiam.agent.core.failures import NotYetKnown, ServerAway, empty_role
+from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.rendering import render_credentials
 from kiam.rpc import kiam_pb2
 
@@ -40,6 +41,9 @@ class UnaryIdentities:
 
     def __init__(self, client: ServerClient) -> None:
         self._client = client
+
+    def known_pod(self, address: str) -> KnownPod | None:
+        """Nothing is remembered."""
 
     def role_now(self, address: str) -> bytes | None:
         """Nothing is remembered."""

@@ -11,7 +11,7 @@ from time import monotonic, time
 from typing import Protocol
 
 from kiam.agent.core.failures import Forbidden, RequestFailure, not_yet_known, several_pods
-from kiam.agent.core.identities import PodIdentities
+from kiam.agent.core.identities import KnownPod, PodIdentities
 from kiam.agent.core.pods import NodeState
 from kiam.agent.metrics import AgentMetrics
 from kiam.rpc import kiam_pb2
@@ -172,6 +172,11 @@ class NodeIdentities:
             self._ways.want(address)
 
     # ---- asked by the handlers
+
+    def known_pod(self, address: str) -> KnownPod | None:
+        """The pod at an address, if memory may answer for it."""
+        pod = self._state.pod_at(address) if self._may_answer(address) else None
+        return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role)
 
     def role_now(self, address: str) -> bytes | None:
         """From memory, if it may answer."""

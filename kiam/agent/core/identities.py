@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 REQUEST_BUDGET = 5.0
 """Seconds a pod's request may take as a whole, as in the conventional agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPod:
+    """Who a pod is, for logs and for decisions that aren't about credentials."""
+
+    uid: str
+    namespace: str
+    name: str
+    role: str
+    """As annotated; empty: it isn't."""
 
 
 class PodIdentities(Protocol):
@@ -14,6 +26,9 @@ class PodIdentities(Protocol):
     All methods raise :class:`kiam.agent.core.failures.RequestFailure` when the answer is no. Deadlines are in seconds
     of the event loop's clock; an answer that isn't there yet is waited for until then.
     """
+
+    def known_pod(self, address: str) -> KnownPod | None:
+        """The one pod that memory believes to have the address; None: none, or there is no memory."""
 
     def role_now(self, address: str) -> bytes | None:
         """The pod's role, exactly as annotated, if memory may answer; None: ask :meth:`role`."""

@@ -19,6 +19,7 @@ from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.paths import Target, normalise_address, parse_target, query_value
 from kiam.agent.http.proxy import PassingOn
 from kiam.agent.http.rate import RequestRate
+from kiam.agent.http.request_log import request_fields
 from kiam.agent.metrics import AgentMetrics, HandlerMetrics
 from kiam.agent.settings import Limits
 
@@ -63,16 +64,17 @@ class Handlers:
     def at_once(self, address: str, raw_target: str) -> bytes | None:
         """The whole answer to a plain GET of a credential path, if memory has it; None: go the long way.
 
-        Everything that is refused goes the long way, so that there is one place where failures become answers.
+        Everything that is refused goes the long way, so that there is one place where failures become answers; and
+        everything at all while each request is logged.
         """
-        if self.draining or self._allow_ip_query:
+        if self.draining or self._allow_ip_query or log.isEnabledFor(logging.DEBUG):
             return None
         started = perf_counter()
         try:
-            role = _parse(raw_target).role
-            if role is None:
+            target = _parse(raw_target)
+            if not target.is_credentials:
                 return None
-            if role:
+            if role := target.role:
                 meter = self._metrics.credentials
                 body = self._identities.credentials_now(address, role)
             else:
@@ -117,6 +119,8 @@ class Handlers:
             answer = self._refusal(request, failure, meter)
         if meter is not None:
             meter.answered(answer.status, perf_counter() - began)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("processed request", extra=self._log_fields(request, answer.status))
         if not answer.prepared:
             answer.headers["Server"] = _SERVER
             if self.draining:
@@ -126,9 +130,6 @@ class Handlers:
     async def _credential_path(self, request: web.BaseRequest, target: Target, started: float) -> web.StreamResponse:
         _require_read(request)
         role = target.role
-        if role is None:
-            location = f"{target.path}/?{target.query}" if target.query else f"{target.path}/"
-            return web.Response(status=301, headers={"Location": location})
         address = self._client(request, target)
         deadline = started + REQUEST_BUDGET
         identities = self._identities
@@ -208,15 +209,28 @@ class Handlers:
         if isinstance(failure, MethodNotAllowed):
             answer.headers["Allow"] = failure.allowed
         client = getattr(request.protocol, "client_address", "")
-        log.log(
-            logging.WARNING if failure.status != 404 and self._is_news(f"{client} {failure.status}") else logging.DEBUG,
-            "%s %s refused: %s",
-            request.method,
-            printable(request._message.path),
-            failure,
-            extra={"pod.ip": client},
+        level = (
+            logging.WARNING if failure.status != 404 and self._is_news(f"{client} {failure.status}") else logging.DEBUG
         )
+        if log.isEnabledFor(level):
+            log.log(level, "request refused: %s", failure, extra=self._log_fields(request, failure.status))
         return answer
+
+    def _log_fields(self, request: web.BaseRequest, status: int) -> dict[str, object]:
+        """The request and its pod, in the fields of conventional kiam's log."""
+        client = getattr(request.protocol, "client_address", "")
+        fields = request_fields(
+            request.transport and request.transport.get_extra_info("peername"),
+            request.method,
+            request._message.path,
+            request.headers.items(),
+            status,
+        )
+        fields["pod.ip"] = client
+        pod = self._identities.known_pod(client)
+        if pod is not None:
+            fields |= {"pod.namespace": pod.namespace, "pod.name": pod.name, "pod.iam.role": pod.role}
+        return fields
 
     def _is_news(self, kind: str) -> bool:
         """Whether a refusal is worth a line: one a second for each client and status, so that no pod floods the log."""
@@ -227,14 +241,6 @@ class Handlers:
             self._logged.clear()
         self._logged[kind] = now
         return True
-
-
-def printable(text: str) -> str:
-    """Text from a pod as it may stand in a log: on one line, and not endless."""
-    return text[:200].encode("ascii", "backslashreplace").decode().translate(_VISIBLE)
-
-
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F)}
 
 
 def _text(line: str, status: int = 200) -> web.Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 _HOP_BY_HOP = frozenset(
     {
@@ -20,7 +20,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _MADE_ANEW = frozenset({"host", "content-length", "expect", "date", "server"})
-# The metadata service refuses token requests with X-Forwarded-For, and no pod may say on whose behalf we ask.
+# No pod may say on whose behalf we ask.
 _FORWARDING = frozenset({"forwarded", "via", "x-real-ip", "client-ip", "true-client-ip"})
 
 
@@ -40,3 +40,12 @@ def passed_headers(fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str
         if "_" in folded or folded in dropped or folded.startswith("x-forwarded"):
             continue
         yield name, value
+
+
+def was_forwarded(names: Container[str]) -> bool:
+    """Whether a reverse proxy passed a request on, by header names that are compared without case.
+
+    ``X-Forwarded-For`` is what the real service looks for; ``Forwarded`` is the same in RFC 7239. ``Via`` is not looked
+    at, as the real service doesn't: forward proxies send it, which pods are set up to use.
+    """
+    return "X-Forwarded-For" in names or "Forwarded" in names

@@ -9,14 +9,15 @@ import aiohttp
 import re2
 from aiohttp import web
 
-from kiam.agent.core.failures import NoRole, TooLarge, Unparsable, UpstreamFailed
-from kiam.agent.http.headers import passed_headers
+from kiam.agent.core.failures import Forbidden, NoRole, TooLarge, Unparsable, UpstreamFailed
+from kiam.agent.http.headers import passed_headers, was_forwarded
 from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.paths import Target, gives_node_credentials, is_token_path
 from kiam.agent.settings import Limits
 from kiam.errors import UserError
 
 _CHUNK = 65536
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # TRACE would show a pod the headers we add; CONNECT would open a tunnel.
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
 
@@ -66,6 +67,10 @@ class PassingOn:
             raise NoRole("not found; --allow-route-regexp of the kiam agent doesn't match this path")
         if request.method not in _METHODS:
             raise Unparsable("that method can't be passed on")
+        if request.method == "PUT" and is_token_path(target.path) and was_forwarded(request.headers):
+            # Which attack: a reverse proxy in a pod that forwards whatever path it is asked for. The real service
+            # refuses tokens to it (Amazon EC2 user guide, "How Instance Metadata Service Version 2 works").
+            raise Forbidden("a token isn't given to a request that a proxy has forwarded")
         answer: web.StreamResponse | None = None
         try:
             async with asyncio.timeout(self._budget):
@@ -91,6 +96,9 @@ class PassingOn:
             return b""
         if (request.content_length or 0) > self._limits.body:
             raise TooLarge("the request's body is too large")
+        if request.headers.get("Expect", "").casefold() == "100-continue" and request.transport is not None:
+            # Whoever asks so waits a second or more for this before it sends its body (RFC 9110, section 10.1.1).
+            request.transport.write(_CONTINUE)
         body = bytearray()
         while chunk := await request.content.readany():
             body += chunk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -88,13 +89,12 @@ def test_pod_without_annotation_has_no_role(agent: RunningAgent) -> None:
     assert agent.ask(CREDENTIALS + "app", BARE_POD).status == 404
 
 
-def test_missing_slash_is_redirected_with_the_query(agent: RunningAgent) -> None:
-    answer = agent.ask("/latest/meta-data/iam/security-credentials?a=b&c=%2F", POD)
-    assert answer.status == 301
-    assert answer.headers["location"] == CREDENTIALS + "?a=b&c=%2F"
-    assert agent.ask("/1.0/meta-data/iam/security-credentials").headers["location"] == (
-        "/1.0/meta-data/iam/security-credentials/"
-    )
+@pytest.mark.parametrize("version", ["latest", "1.0", "2016-09-02"])
+@pytest.mark.parametrize("query", ["", "?a=b&c=%2F"])
+def test_missing_slash_makes_no_difference(agent: RunningAgent, version: str, query: str) -> None:
+    """AWS's SDK for Python v4, ClickHouse and pgBackRest follow no redirect."""
+    answer = agent.ask(f"/{version}/meta-data/iam/security-credentials{query}", POD)
+    assert (answer.status, answer.body) == (200, b"app")
 
 
 def test_credentials_document(agent: RunningAgent) -> None:
@@ -190,17 +190,60 @@ def test_ip_query_with_the_flag(agent: RunningAgent, tmp_path: object, pki: Pki,
         assert other.ask(f"{CREDENTIALS}?ip=nonsense", POD).status == 400
 
 
+TOKEN_TTL = "X-aws-ec2-metadata-token-ttl-seconds"
+
+
 def test_token_is_always_passed_on(agent: RunningAgent, aws: AwsProcess) -> None:
-    headers = {
-        "X-aws-ec2-metadata-token-ttl-seconds": "60",
-        "X-Forwarded-For": "10.0.0.1",
-        "Forwarded": "for=10.0.0.1",
-    }
-    answer = agent.ask("/latest/api/token", POD, method="PUT", headers=headers)
+    answer = agent.ask("/latest/api/token", POD, method="PUT", headers={TOKEN_TTL: "60", "Via": "1.1 proxy"})
     assert answer.status == 200
     assert len(answer.body) > 20
     assert answer.headers["x-aws-ec2-metadata-token-ttl-seconds"] == "60"
     assert aws.forwarded_for() == 0
+
+
+@pytest.mark.parametrize("field", ["X-Forwarded-For", "x-forwarded-for", "Forwarded"])
+def test_no_token_for_what_a_reverse_proxy_forwarded(agent: RunningAgent, aws: AwsProcess, field: str) -> None:
+    aws.forget_calls()
+    answer = agent.ask("/latest/api/token", POD, method="PUT", headers={TOKEN_TTL: "60", field: "10.0.0.1"})
+    assert (answer.status, answer.text.count("\n")) == (403, 1)
+    assert aws.imds_requests() == {}
+
+
+@pytest.mark.parametrize("framing", [b"Transfer-Encoding: chunked", b"Content-Length: 4"])
+def test_client_that_asks_for_leave_to_send_its_body_gets_it(agent: RunningAgent, framing: bytes) -> None:
+    """curl and s3fs send nothing for a second unless they are told to go on."""
+    body = b"4\r\nbody\r\n0\r\n\r\n" if b"chunked" in framing else b"body"
+    with agent.connect(POD) as sock:
+        sock.sendall(
+            b"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            + TOKEN_TTL.encode() + b": 60\r\n" + framing + b"\r\n\r\n"
+        )  # fmt: skip
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_request_is_logged_in_conventional_fields_and_without_its_token(
+    tmp_path: Path, pki: Pki, server: ConventionalServer
+) -> None:
+    with running_agent(tmp_path, f"localhost:{server.port}", pki.agent, "--json-log", "--level=debug") as agent:
+        agent.ask(
+            f"{CREDENTIALS}app?x=1", POD, headers={"X-aws-ec2-metadata-token": "worth-something", "X-Odd": "a\tb"}
+        )
+        agent.ask(f"{CREDENTIALS}other", POD)
+        lines = [json.loads(line) for line in agent.process.output().splitlines() if line.startswith("{")]
+        assert "worth-something" not in agent.process.output()
+    answered, refused = (
+        next(line for line in lines if line.get("path") == path)
+        for path in (f"{CREDENTIALS}app", f"{CREDENTIALS}other")
+    )
+    assert (answered["level"], answered["msg"]) == ("debug", "processed request")
+    assert (answered["method"], answered["status"], answered["pod.ip"]) == ("GET", 200, POD)
+    assert re.fullmatch(re.escape(POD) + r":\d+", answered["addr"])
+    assert answered["headers"]["X-aws-ec2-metadata-token"] == ["***"]
+    assert answered["headers"]["X-Odd"] == ["a\\x09b"]
+    assert (refused["level"], refused["status"]) == ("warning", 403)
+    assert refused["msg"] == "request refused: forbidden by policy"
 
 
 def test_allowed_route_is_passed_on_with_its_token(agent: RunningAgent, aws: AwsProcess) -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from kiam.agent.core.failures import NotYetKnown
+from kiam.agent.core.identities import KnownPod
 from kiam.agent.http.connection import PodServer
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.instance_metadata import InstanceMetadata
@@ -46,6 +47,9 @@ class Held:
         self.waiting = 0
         self.given_up = 0
         self.known = asyncio.Event()
+
+    def known_pod(self, address: str) -> KnownPod | None:
+        return None
 
     def role_now(self, address: str) -> bytes | None:
         return b"app" if address == "127.0.0.1" else None

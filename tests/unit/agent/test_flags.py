@@ -44,6 +44,10 @@ def test_conventional_defaults(tls: Sequence[str]) -> None:
     assert (made.prometheus_listen_addr, made.pprof_listen_addr) == (None, None)
 
 
+def test_v3_name_of_the_route_expression(tls: Sequence[str]) -> None:
+    assert settings(tls, "--host=10.0.0.1", "--whitelist-route-regexp=^/x$").allow_route_regexp == "^/x$"
+
+
 def test_environment_says_who_the_node_is(tls: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST_IP", "10.0.0.2")
     monkeypatch.setenv("NODE_NAME", "node-1")

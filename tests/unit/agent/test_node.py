@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from kiam.agent.core.answers import Link, NodeIdentities
 from kiam.agent.core.failures import Forbidden, NotYetKnown
+from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.pods import NodeState
 from kiam.agent.metrics import AgentMetrics
 from kiam.rpc import kiam_pb2
@@ -46,6 +47,9 @@ class Server:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+
+    def known_pod(self, address: str) -> KnownPod | None:
+        return None
 
     def role_now(self, address: str) -> bytes | None:
         return None
