@@ -17,7 +17,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup demo bench test test-vm docs lint proto lock clean chart-docs manifests test-image
+.PHONY: setup demo bench test test-vm docs lint proto lock clean chart-docs architecture manifests test-image
 
 setup: $(VENV)/.ready
 
@@ -48,6 +48,10 @@ lock:
 # The parameter table in the chart's README, from the comments in its values.yaml.
 chart-docs: setup
 	$(BIN)/python -m tests.deploy.generate docs
+
+# The pictures of the code's layers in docs/architecture.md, from import-linter's contracts.
+architecture: setup
+	$(BIN)/python -m tests.docs.layers
 
 # deploy/manifests, from the chart.
 manifests: setup
