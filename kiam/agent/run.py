@@ -175,4 +175,4 @@ def _set_ready(path: str | None, ready: bool) -> None:
         else:
             Path(path).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"--ready-file: {path}: {error.strerror}; give a path the agent can write") from error
+        raise UserError(f"--ready-file: {path}: {error.strerror}", "give a path the agent can write") from error

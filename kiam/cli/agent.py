@@ -120,7 +120,9 @@ def _host(arguments: argparse.Namespace) -> IPv4Address | IPv6Address:
         return host
     text = os.environ.get("HOST_IP", "")
     if not text:
-        raise UserError("--host is missing; give the node's IP address, or set HOST_IP (status.hostIP) in the pod spec")
+        raise UserError(
+            "--host is missing", "give the node's IP address, or set HOST_IP (status.hostIP) in the pod spec"
+        )
     try:
         return _address(text)
     except ValueError as error:
@@ -131,7 +133,7 @@ def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
     name = arguments.dataplane
     if arguments.iptables:
         if name not in (None, "iptables"):
-            raise UserError(f"--iptables and --dataplane={name} contradict each other; give one of them")
+            raise UserError(f"--iptables and --dataplane={name} contradict each other", "give one of them")
         name = "iptables"
     if name in (None, NO_DATAPLANE):
         return None

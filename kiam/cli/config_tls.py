@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from kiam.cli.options import tls_files
@@ -11,7 +12,7 @@ from kiam.errors import UserError
 from kiam.tls import TLSFiles
 from kiam.tls.certificates import InspectedTLS, Severity, Side, format_time, inspect
 from kiam.tls.diagnosis import diagnose
-from kiam.verify.results import CheckResult, failed, passed, skipped, warned
+from kiam.verify.results import CheckResult, Status, failed, passed, skipped, warned
 
 TLS_FLAGS = ("--cert", "--key", "--ca")
 CERTIFICATES = "make certificates with kiam certs, or as docs/tls.md says"
@@ -29,7 +30,9 @@ def check_files(arguments: argparse.Namespace, side: Side, unusable: frozenset[s
     except UserError as error:
         return [failed_with("certificate", error, CERTIFICATES)]
     results = [
-        (failed if problem.severity is Severity.ERROR else warned)("certificate", str(problem), CERTIFICATES)
+        (failed if problem.severity is Severity.ERROR else warned)(
+            "certificate", f"--{problem.flag}: {problem.what}", problem.fix
+        )
         for problem in inspected.problems
     ]
     return [*results, *_describe(files, inspected)]
@@ -44,32 +47,27 @@ def check_handshakes(address: str, files: TLSFiles, timeout: float) -> Sequence[
     results = []
     for handshake in handshakes:
         name = f"server {handshake.endpoint}"
-        if handshake.problem:
-            problem = UserError(handshake.problem)
-            results.append(failed_with(name, problem, "start kiam server there, or give another --server-address"))
+        if handshake.problem is not None:
+            advice = "start kiam server there, or give another --server-address"
+            result = failed_with(name, handshake.problem, advice)
+            # A host name may well have an address where nobody listens, as localhost does, if another one answers.
+            silent = not handshake.connected and any(one.problem is None for one in handshakes)
+            results.append(replace(result, status=Status.WARN) if silent else result)
         elif handshake.certificate:
             until = format_time(handshake.certificate.not_after)
             results.append(passed(name, f"{handshake.protocol}, {handshake.certificate.subject} until {until}"))
-    reached = any(not handshake.problem for handshake in handshakes)
-    return [_tolerate_silence(result, reached) for result in results]
+    return results
 
 
-def failed_with(check: str, error: Exception, mend: str) -> CheckResult:
-    """A failure in an error's words; what follows its last semicolon is the mend, else ``mend``."""
-    what, semicolon, advice = str(error).rpartition("; ")
-    return failed(check, what, advice) if semicolon else failed(check, str(error), mend)
+def failed_with(check: str, error: UserError, advice: str) -> CheckResult:
+    """A failure in an error's words; ``advice`` where the error has none of its own."""
+    return failed(check, error.what, error.fix or advice)
 
 
 def needs(check: str, flags: frozenset[str]) -> CheckResult:
     """A check that can't be made before some flags are mended."""
     listed = ", ".join(sorted(flags))
     return skipped(check, f"needs {listed}", f"mend {listed}")
-
-
-def _tolerate_silence(result: CheckResult, reached: bool) -> CheckResult:
-    """A host name may well have an address where nobody listens, as localhost does, if another one answers."""
-    silent = "can't be connected to" in result.seen
-    return warned(result.check, result.seen, result.mend) if silent and reached else result
 
 
 def _describe(files: TLSFiles, inspected: InspectedTLS) -> Sequence[CheckResult]:

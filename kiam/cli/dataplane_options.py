@@ -110,5 +110,7 @@ def wanted_state(arguments: argparse.Namespace) -> WantedState:
     """As find_wanted_state. Raises UserError without a host address."""
     wanted = find_wanted_state(arguments)
     if wanted is None:
-        raise UserError("--host is missing; give the node's IP address, or set HOST_IP (status.hostIP) in the pod spec")
+        raise UserError(
+            "--host is missing", "give the node's IP address, or set HOST_IP (status.hostIP) in the pod spec"
+        )
     return wanted

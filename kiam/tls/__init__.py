@@ -73,4 +73,4 @@ def _read(flag: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"--{flag}: {path}: {error.strerror}; give the path of a PEM file") from error
+        raise UserError(f"--{flag}: {path}: {error.strerror}", "give the path of a PEM file") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError, joined
 from kiam.tls import TLSFiles, TLSMaterial
 
 
@@ -40,11 +40,22 @@ class Problem:
 
     flag: str
     severity: Severity
-    message: str
-    """One line: the path, what is wrong, until when, and what to do."""
+    what: str
+    """The path, what is wrong, and until when."""
+    fix: str
+    """What to do."""
+
+    @property
+    def message(self) -> str:
+        """Both in one line."""
+        return f"{self.what}; {self.fix}"
 
     def __str__(self) -> str:
         return f"--{self.flag}: {self.message}"
+
+    def as_error(self) -> UserError:
+        """To be raised."""
+        return UserError(f"--{self.flag}: {self.what}", self.fix, ErrorKind.CERTIFICATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +217,19 @@ def inspect(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime | 
             Problem(
                 "cert",
                 Severity.WARNING,
-                f"{files.cert}: certificate {certificate.subject} has no subject alternative names; agents compare "
-                "those with the host of their --server-address, so issue it with the server's DNS names",
+                f"{files.cert}: certificate {certificate.subject} has no subject alternative names, which agents "
+                "compare with the host of their --server-address",
+                "issue it with the server's DNS names",
             )
         )
     if not find_chain(certificate, intermediates, authorities):
         problems.append(
-            Problem("cert", Severity.WARNING, not_signed(str(files.cert), certificate, str(files.ca), authorities))
+            Problem(
+                "cert",
+                Severity.WARNING,
+                _not_signed(str(files.cert), certificate, str(files.ca), authorities),
+                f"issue it anew from an authority in {files.ca}, or add its issuer there",
+            )
         )
     return InspectedTLS(certificate, tuple(intermediates), tuple(authorities), tuple(problems))
 
@@ -222,11 +239,11 @@ def load(files: TLSFiles, side: Side, now: datetime | None = None) -> tuple[TLSM
     material = files.read()
     inspected = inspect(files, material, side, now)
     if inspected.errors:
-        raise UserError("; ".join(map(str, inspected.errors)))
+        raise joined([problem.as_error() for problem in inspected.errors])
     return material, inspected
 
 
-def not_signed(path: str, certificate: Certificate, ca_path: str, authorities: Iterable[Certificate]) -> str:
+def _not_signed(path: str, certificate: Certificate, ca_path: str, authorities: Iterable[Certificate]) -> str:
     """Say that a certificate has no chain to the authorities, and how the two differ."""
     authorities = tuple(authorities)
     listed = ", ".join(f"{authority.subject} (until {format_time(authority.not_after)})" for authority in authorities)
@@ -238,7 +255,7 @@ def not_signed(path: str, certificate: Certificate, ca_path: str, authorities: I
     )
     return (
         f"{path}: certificate {certificate.subject} (until {format_time(certificate.not_after)}) was issued by "
-        f"{certificate.issuer}, but {reason}; issue it anew from an authority in {ca_path}, or add its issuer there"
+        f"{certificate.issuer}, but {reason}"
     )
 
 
@@ -263,7 +280,7 @@ def _read_flag(flag: str, files: TLSFiles, pem: bytes) -> tuple[Certificate, ...
     try:
         return read_certificates(pem)
     except ValueError as error:
-        raise UserError(f"--{flag}: {getattr(files, flag)}: {error}") from error
+        raise UserError(f"--{flag}: {getattr(files, flag)}: {error}", kind=ErrorKind.CERTIFICATE) from error
 
 
 def _require_pair(files: TLSFiles, pem: bytes, certificate: Certificate) -> None:
@@ -275,8 +292,8 @@ def _require_pair(files: TLSFiles, pem: bytes, certificate: Certificate) -> None
         key = load_pem_private_key(pem, password=None)
     except TypeError as error:
         raise UserError(
-            f"--key: {files.key}: the key is encrypted, and nobody is there to type its password; "
-            "write it without one, as with 'openssl pkey -in FILE -out FILE'"
+            f"--key: {files.key}: the key is encrypted, and nobody is there to type its password",
+            "write it without one, as with 'openssl pkey -in FILE -out FILE'",
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         # The library's own text is left out: nothing that was read from a key file goes into a message.
@@ -285,20 +302,24 @@ def _require_pair(files: TLSFiles, pem: bytes, certificate: Certificate) -> None
     if key.public_key().public_bytes(*encoding) != certificate.parsed.public_key().public_bytes(*encoding):
         raise UserError(
             f"--key: {files.key} is not the key of the certificate in {files.cert} ({certificate.subject}, until "
-            f"{format_time(certificate.not_after)}); give the key and the certificate that were made together"
+            f"{format_time(certificate.not_after)})",
+            "give the key and the certificate that were made together",
         )
 
 
 def _validity_problems(flag: str, path: str, certificate: Certificate, now: datetime) -> list[Problem]:
     if now > certificate.not_after:
-        what = f"expired at {format_time(certificate.not_after)}; issue a new one"
+        what, fix = f"expired at {format_time(certificate.not_after)}", "issue a new one"
     elif now < certificate.not_before:
-        what = (
-            f"is not valid before {format_time(certificate.not_before)}; check this machine's clock, or issue it anew"
-        )
+        what = f"is not valid before {format_time(certificate.not_before)}"
+        fix = "check this machine's clock, or issue it anew"
     else:
         return []
-    return [Problem(flag, Severity.ERROR, f"{path}: certificate {certificate.subject} {what}")]
+    return [Problem(flag, Severity.ERROR, f"{path}: certificate {certificate.subject} {what}", fix)]
+
+
+USAGES = "issue it with the usages 'server auth' and 'client auth'"
+"""What to do about a certificate that usage_problem complains of."""
 
 
 def usage_problem(certificate: Certificate, side: Side) -> str:
@@ -311,10 +332,7 @@ def usage_problem(certificate: Certificate, side: Side) -> str:
     if certificate.usages is None or wanted in certificate.usages:
         return ""
     kind = "for 'any' and not" if ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in certificate.usages else "not"
-    return (
-        f"is {kind} for '{side} auth' by its extended key usage, and gRPC refuses it; issue it with the usages "
-        "'server auth' and 'client auth'"
-    )
+    return f"is {kind} for '{side} auth' by its extended key usage, and gRPC refuses it"
 
 
 def _usage_problems(path: str, certificate: Certificate, side: Side) -> list[Problem]:
@@ -322,7 +340,8 @@ def _usage_problems(path: str, certificate: Certificate, side: Side) -> list[Pro
     if not problem:
         return []
     until = format_time(certificate.not_after)
-    return [Problem("cert", Severity.ERROR, f"{path}: certificate {certificate.subject} (until {until}) {problem}")]
+    what = f"{path}: certificate {certificate.subject} (until {until}) {problem}"
+    return [Problem("cert", Severity.ERROR, what, USAGES)]
 
 
 def _authority_problems(path: str, authorities: Sequence[Certificate], now: datetime) -> list[Problem]:
@@ -331,14 +350,15 @@ def _authority_problems(path: str, authorities: Sequence[Certificate], now: date
     # An overlap bundle may well still hold the authority that is on its way out.
     severity = Severity.WARNING if usable else Severity.ERROR
     for authority in authorities:
-        problems += [Problem("ca", severity, found.message) for found in _validity_problems("ca", path, authority, now)]
+        problems += [replace(found, severity=severity) for found in _validity_problems("ca", path, authority, now)]
         if not authority.is_ca:
             problems.append(
                 Problem(
                     "ca",
                     Severity.WARNING,
                     f"{path}: certificate {authority.subject} is not a certificate authority's (no CA in its basic "
-                    "constraints), so nothing it signed is trusted; give the authority's own certificate",
+                    "constraints), so nothing it signed is trusted",
+                    "give the authority's own certificate",
                 )
             )
     return problems

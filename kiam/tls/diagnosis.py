@@ -15,9 +15,18 @@ from typing import Any
 
 from cryptography import x509
 
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError, joined
 from kiam.tls import TLSFiles, TLSMaterial
-from kiam.tls.certificates import Certificate, InspectedTLS, Side, describe, format_time, inspect, usage_problem
+from kiam.tls.certificates import (
+    USAGES,
+    Certificate,
+    InspectedTLS,
+    Side,
+    describe,
+    format_time,
+    inspect,
+    usage_problem,
+)
 
 _HTTP2 = ["h2"]
 """The application protocol gRPC servers require (RFC 9113, 3.2)."""
@@ -40,14 +49,17 @@ class Handshake:
     """What came of one handshake with one address of the server."""
 
     endpoint: str
-    problem: str
-    """One line; empty: both sides accepted each other."""
-    connected: bool = True
-    """False: not even a TCP connection came about."""
+    problem: UserError | None = None
+    """None: both sides accepted each other."""
     certificate: Certificate | None = None
     """The server's, when it showed one."""
     protocol: str = ""
     """Such as TLSv1.3."""
+
+    @property
+    def connected(self) -> bool:
+        """False: not even a TCP connection came about."""
+        return self.problem is None or self.problem.kind is not ErrorKind.UNREACHABLE
 
 
 def diagnose(address: str, files: TLSFiles, timeout: float = 2.0) -> Sequence[Handshake]:
@@ -59,19 +71,21 @@ def diagnose(address: str, files: TLSFiles, timeout: float = 2.0) -> Sequence[Ha
     material = files.read()
     own = inspect(files, material, Side.CLIENT)
     if own.errors:
-        raise UserError("; ".join(map(str, own.errors)))
+        raise joined([problem.as_error() for problem in own.errors])
     try:
         resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UserError(
-            f"--server-address: '{host}' can't be resolved: {error.strerror}; give the name of the server's Service"
+            f"--server-address: '{host}' can't be resolved: {error.strerror}",
+            "give the name of the server's Service",
+            ErrorKind.UNREACHABLE,
         ) from error
     endpoints = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in resolved)
     return [_Client(files, material, own, host, timeout).handshake(family, sockaddr) for family, sockaddr in endpoints]
 
 
-def explain_failure(address: str, files: TLSFiles, timeout: float = 2.0) -> str:
-    """One line on why the server at an address can't be talked to; empty if a handshake succeeds now.
+def explain_failure(address: str, files: TLSFiles, timeout: float = 2.0) -> UserError | None:
+    """Why the server at an address can't be talked to; None if a handshake succeeds now.
 
     Where some of the server's addresses can be connected to, what is wrong with those is said, not the others' silence.
     Blocks: call it off the event loop, and only after a connection failed.
@@ -79,11 +93,11 @@ def explain_failure(address: str, files: TLSFiles, timeout: float = 2.0) -> str:
     try:
         handshakes = diagnose(address, files, timeout)
     except UserError as error:
-        return str(error)
+        return error
     telling = [found for found in handshakes if found.connected] or handshakes
-    if any(not found.problem for found in telling):
-        return ""
-    return "; ".join(dict.fromkeys(found.problem for found in telling))
+    problems = {str(found.problem): found.problem for found in telling if found.problem is not None}
+    # One address that works is enough.
+    return joined(list(problems.values())) if all(found.problem for found in telling) else None
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -117,9 +131,9 @@ class _Client:
         except ssl.SSLError as error:
             return Handshake(endpoint, self._tls_problem(error, server))
         except TimeoutError:
-            return Handshake(endpoint, f"{server} doesn't answer within {self._timeout:g} s", connected=False)
+            return Handshake(endpoint, _unreachable(f"{server} doesn't answer within {self._timeout:g} s"))
         except OSError as error:
-            return Handshake(endpoint, f"{server} can't be connected to: {error.strerror or error}", connected=False)
+            return Handshake(endpoint, _unreachable(f"{server} can't be connected to: {error.strerror or error}"))
 
     def _verified(self, family: int, sockaddr: tuple[Any, ...], endpoint: str, server: str) -> Handshake:
         """A handshake as the agent makes it. Raises what the ssl module raises."""
@@ -131,7 +145,7 @@ class _Client:
                 answered = self._is_greeted(connection)
             except ConnectionError:
                 answered = False
-            problem = "" if answered else self._closed(server)
+            problem = None if answered else self._closed(server)
             return Handshake(endpoint, problem, certificate=certificate, protocol=connection.version() or "")
 
     def _is_greeted(self, connection: ssl.SSLSocket) -> bool:
@@ -167,59 +181,65 @@ class _Client:
         except OSError:
             certificate = None
         if certificate is None:
-            return Handshake(endpoint, f"{server} shows a certificate that is refused: {refusal.verify_message}")
+            what = f"{server} shows a certificate that is refused: {refusal.verify_message}"
+            return Handshake(endpoint, _wrong(what))
         return Handshake(endpoint, self._server_problem(certificate, server, refusal), certificate=certificate)
 
-    def _server_problem(self, certificate: Certificate, server: str, refusal: ssl.SSLCertVerificationError) -> str:
+    def _server_problem(
+        self, certificate: Certificate, server: str, refusal: ssl.SSLCertVerificationError
+    ) -> UserError:
         now = datetime.now(UTC)
         what = f"the certificate {certificate.subject} of {server}"
         until = f"valid until {format_time(certificate.not_after)}"
         if now > certificate.not_after:
-            return f"{what} expired at {format_time(certificate.not_after)}; issue a new one for the server"
+            return _wrong(f"{what} expired at {format_time(certificate.not_after)}", "issue a new one for the server")
         if now < certificate.not_before:
-            return (
-                f"{what} is not valid before {format_time(certificate.not_before)}; check the clocks of both machines"
-            )
+            since = format_time(certificate.not_before)
+            return _wrong(f"{what} is not valid before {since}", "check the clocks of both machines")
         if usage := usage_problem(certificate, Side.SERVER):
-            return f"{what}, {until}, {usage}"
+            return _wrong(f"{what}, {until}, {usage}", USAGES)
         if refusal.verify_code in _NO_CHAIN:
             listed = ", ".join(
                 f"{authority.subject} until {format_time(authority.not_after)}" for authority in self._own.authorities
             )
-            return (
+            return _wrong(
                 f"{what}, {until}, was issued by {certificate.issuer} and is not signed by an authority in "
-                f"--ca {self._files.ca} ({listed}); put the server's authority there, or issue its certificate anew"
+                f"--ca {self._files.ca} ({listed})",
+                "put the server's authority there, or issue its certificate anew",
             )
         if not certificate.covers(self._host):
-            return (
-                f"{what}, {until}, is for {certificate.names} and not for '{self._host}'; "
-                "use one of these names in --server-address, or issue it with that name"
+            return _wrong(
+                f"{what}, {until}, is for {certificate.names} and not for '{self._host}'",
+                "use one of these names in --server-address, or issue it with that name",
             )
         expired = [authority for authority in self._own.authorities if now > authority.not_after]
         if expired and certificate.issuer in [authority.subject for authority in expired]:
-            return (
+            return _wrong(
                 f"{what} was issued by {certificate.issuer}, whose certificate in --ca {self._files.ca} expired at "
-                f"{format_time(expired[0].not_after)}; renew the authority and what it signed"
+                f"{format_time(expired[0].not_after)}",
+                "renew the authority and what it signed",
             )
-        return f"{what}, {until}, is refused: {refusal.verify_message}"
+        return _wrong(f"{what}, {until}, is refused: {refusal.verify_message}")
 
-    def _tls_problem(self, error: ssl.SSLError, server: str) -> str:
+    def _tls_problem(self, error: ssl.SSLError, server: str) -> UserError:
         reason = error.reason or str(error)
         if "ALERT" in reason and any(word in reason for word in ("CERT", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT")):
             alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
-            return f"{server} refused our certificate ({alert}), {self._as_client()}"
+            return self._refused(f"{server} refused our certificate ({alert})")
         alert = reason.replace("_", " ").lower()
-        return f"{server} doesn't complete a TLS 1.2 or 1.3 handshake ({alert}); check the port of --server-address"
+        what = f"{server} doesn't complete a TLS 1.2 or 1.3 handshake ({alert})"
+        return UserError(what, "check the port of --server-address")
 
-    def _closed(self, server: str) -> str:
+    def _closed(self, server: str) -> UserError:
         """gRPC's C core, and so a Python server, closes without an alert when it doesn't accept a certificate."""
-        return f"{server} closed the connection on seeing our certificate, {self._as_client()}"
+        return self._refused(f"{server} closed the connection on seeing our certificate")
 
-    def _as_client(self) -> str:
+    def _refused(self, what: str) -> UserError:
         own = self._own.certificate
-        return (
-            f"which is --cert {self._files.cert}: {own.subject}, valid until {format_time(own.not_after)}, issued by "
-            f"{own.issuer}; the server's --ca has to hold that authority"
+        return _wrong(
+            f"{what}, which is --cert {self._files.cert}: {own.subject}, valid until {format_time(own.not_after)}, "
+            f"issued by {own.issuer}",
+            "the server's --ca has to hold that authority",
         )
 
     def _context(self) -> ssl.SSLContext:
@@ -238,6 +258,14 @@ class _Client:
         except BaseException:
             connection.close()
             raise
+
+
+def _wrong(what: str, fix: str = "") -> UserError:
+    return UserError(what, fix, ErrorKind.CERTIFICATE)
+
+
+def _unreachable(what: str) -> UserError:
+    return UserError(what, kind=ErrorKind.UNREACHABLE)
 
 
 def _shown(connection: ssl.SSLSocket) -> Certificate | None:

@@ -11,6 +11,7 @@ import grpc
 from grpc import aio
 
 from kiam.agent.settings import ServerSettings
+from kiam.errors import ErrorKind
 from kiam.rpc import kiam_pb2_grpc
 from kiam.tls import TLSMaterial
 from kiam.tls.diagnosis import explain_failure
@@ -145,9 +146,9 @@ class ServerClient:
                     reason = await asyncio.to_thread(explain_failure, address, self._settings.tls)
                     if reason and self.channel.get_state() is not grpc.ChannelConnectivity.READY:
                         log.error("no connection to the server at %s: %s", address, reason)
-                        if "certificate" in reason:
+                        if reason.kind is ErrorKind.CERTIFICATE:
                             self._reloader.handshake_ended(accepted=False)
-                    elif not reason:
+                    elif reason is None:
                         log.error("no connection to the server at %s yet", address)
             watch = asyncio.ensure_future(channel.wait_for_state_change(state))
             # Woken by the channel, by its replacement, and now and then for the explanation.

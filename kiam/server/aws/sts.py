@@ -86,9 +86,9 @@ class BotoSTS:
                 "sts", region_name=region or GLOBAL_REGION, config=config
             )
         except InvalidRegionError as error:
-            raise UserError(f"--region: '{region}' is not a region's name; write it like eu-west-1") from error
+            raise UserError(f"--region: '{region}' is not a region's name", "write it like eu-west-1") from error
         except BotoCoreError as error:
-            raise UserError(f"AWS configuration can't be used: {error}; mend the AWS_* variables or files") from error
+            raise UserError(f"AWS configuration can't be used: {error}", "fix the AWS_* variables or files") from error
 
     @property
     def endpoint(self) -> str:
@@ -144,8 +144,8 @@ def _assume(session: Any, role_arn: str, region: str, config: Config) -> None:
     source = session.get_credentials()
     if source is None:
         raise UserError(
-            "--assume-role-arn: the server has no AWS credentials of its own to assume it with; "
-            "give the instance a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "--assume-role-arn: the server has no AWS credentials of its own to assume it with",
+            "give the instance a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=make_client,

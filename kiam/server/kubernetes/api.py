@@ -177,14 +177,17 @@ class KubeApi:
             what = error.strerror or str(error)
             raise UserError(f"--kubeconfig: {error.filename or self._kubeconfig}: {what}") from error
         except (ConfigException, yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(self._complaint(error)) from error
+            raise self._complaint(error) from error
         self._configuration, self._rest = configuration, rest
 
-    def _complaint(self, error: Exception) -> str:
+    def _complaint(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split()) or type(error).__name__
         if not self._kubeconfig:
-            return f"no --kubeconfig, and not in a cluster's pod: {reason}; give --kubeconfig a path, or run in a pod"
-        return f"--kubeconfig: {self._kubeconfig} can't be used: {reason}; check it with kubectl --kubeconfig"
+            what = f"no --kubeconfig, and not in a cluster's pod: {reason}"
+            return UserError(what, "give --kubeconfig a path, or run in a pod")
+        return UserError(
+            f"--kubeconfig: {self._kubeconfig} can't be used: {reason}", "check it with kubectl --kubeconfig"
+        )
 
 
 def _seconds(text: str) -> float:

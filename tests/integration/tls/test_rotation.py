@@ -148,7 +148,7 @@ def shown(port: int, client: TLSFiles) -> str:
     """What a new connection to the server comes to: the problem, or the number of the certificate it is shown."""
     (found,) = [one for one in diagnose(f"localhost:{port}", client, 20) if one.connected]
     assert found.problem or found.certificate
-    return found.problem or str(found.certificate and found.certificate.not_after.timestamp())
+    return str(found.problem or "") or str(found.certificate and found.certificate.not_after.timestamp())
 
 
 def test_bad_files_change_nothing_and_show_in_the_metrics(tmp_path: Path, pair: Pair, authority: Authority) -> None:

@@ -27,7 +27,7 @@ def serving(certificate: Issued, client_ca: bytes = AUTHORITY.pem) -> AbstractCo
 
 
 def explain(directory: Path, port: int, agent: Issued = AGENT, ca: bytes = AUTHORITY.pem) -> str:
-    return explain_failure(f"localhost:{port}", write(directory, agent, ca), timeout=20)
+    return str(explain_failure(f"localhost:{port}", write(directory, agent, ca), timeout=20) or "")
 
 
 def when(issued: Issued) -> str:
@@ -41,7 +41,7 @@ def test_a_good_server_has_no_problem(tmp_path: Path) -> None:
             for one in diagnose(f"localhost:{port}", write(tmp_path, AGENT, AUTHORITY.pem), 20)
             if one.endpoint == f"127.0.0.1:{port}"
         ]
-    assert found.problem == ""
+    assert found.problem is None
     assert found.protocol in ("TLSv1.2", "TLSv1.3")
     assert found.certificate is not None
     assert found.certificate.names == "localhost, kiam-server"
@@ -144,7 +144,7 @@ def test_server_that_speaks_only_tls_1_1_is_refused(tmp_path: Path) -> None:
 
 def test_host_that_does_not_resolve_is_named(tmp_path: Path) -> None:
     files = write(tmp_path, AGENT, AUTHORITY.pem)
-    assert "--server-address: 'nowhere.invalid' can't be resolved" in explain_failure("nowhere.invalid:443", files)
+    assert "--server-address: 'nowhere.invalid' can't be resolved" in str(explain_failure("nowhere.invalid:443", files))
 
 
 @pytest.mark.parametrize(
