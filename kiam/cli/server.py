@@ -23,7 +23,7 @@ from kiam.durations import format_duration
 from kiam.errors import UserError
 
 if TYPE_CHECKING:
-    from kiam.server.settings import ServerConfig
+    from kiam.server.settings import ServerSettings
 
 LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
 """What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
@@ -135,13 +135,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--sync: must be more than 0s; the default is 1m")
 
 
-def make_config(arguments: argparse.Namespace) -> ServerConfig:
+def make_config(arguments: argparse.Namespace) -> ServerSettings:
     """The configuration that parsed arguments mean. Raises UserError."""
-    from kiam.server.settings import ServerConfig
+    from kiam.server.settings import ServerSettings
 
     check(arguments)
-    names = ServerConfig.__dataclass_fields__.keys() - {"tls"}
-    return ServerConfig(tls=tls_files(arguments), **{name: getattr(arguments, name) for name in names})
+    names = ServerSettings.__dataclass_fields__.keys() - {"tls"}
+    return ServerSettings(tls=tls_files(arguments), **{name: getattr(arguments, name) for name in names})
 
 
 def run(arguments: argparse.Namespace) -> int:

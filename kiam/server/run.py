@@ -25,9 +25,10 @@ from kiam.server.kubernetes.api import KubeApi
 from kiam.server.kubernetes.events import EventRecorder
 from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
-from kiam.server.policy.demand import Demand, Judge
+from kiam.server.policy.demand import Demand
+from kiam.server.policy.judge import Judge
 from kiam.server.readiness import Readiness
-from kiam.server.settings import ServerConfig
+from kiam.server.settings import ServerSettings
 from kiam.telemetry import serve_telemetry
 from kiam.tls.certificates import Side
 from kiam.tls.metrics import TLSMetrics
@@ -44,7 +45,7 @@ BASE_ARN, STS_ANSWER = "the role base ARN", "STS"
 class Server:
     """The parts, and how they are wired. :meth:`start` once, then :meth:`drain`."""
 
-    def __init__(self, config: ServerConfig, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, config: ServerSettings, registry: CollectorRegistry = REGISTRY) -> None:
         """Read the certificates. Raises UserError."""
         self._config = config
         self._registry = registry
@@ -189,7 +190,7 @@ class _StoppedError(Exception):
     """Ends the task group after a drain."""
 
 
-async def serve(config: ServerConfig) -> None:
+async def serve(config: ServerSettings) -> None:
     """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work."""
     _raise_descriptor_limit()
     stop = asyncio.Event()

@@ -9,7 +9,7 @@ from kiam.tls import TLSFiles
 
 
 @dataclass(frozen=True, slots=True)
-class ServerConfig:
+class ServerSettings:
     """One field for each flag, under its name."""
 
     tls: TLSFiles

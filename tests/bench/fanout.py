@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from kiam.cli import server as command
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.run import Server as InProcess
-from kiam.server.settings import ServerConfig
+from kiam.server.settings import ServerSettings
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApiProcess, pod, write_kubeconfig
 from tests.sandbox.pki import Pki, make_pki
@@ -195,7 +195,7 @@ async def longest_turn(kube: KubeApiProcess, aws: AwsProcess, pki: Pki, director
     return {"longest_ms": round(turns[-1] * 1000, 1), "p999_ms": round(turns[int(len(turns) * 0.999)] * 1000, 2)}
 
 
-def make_config(pki: Pki, directory: Path, kube: KubeApiProcess) -> ServerConfig:
+def make_config(pki: Pki, directory: Path, kube: KubeApiProcess) -> ServerSettings:
     """The server's defaults."""
     parser = argparse.ArgumentParser()
     command.configure(parser)

@@ -9,7 +9,7 @@ import grpc
 from grpc import aio
 
 from kiam.errors import UserError
-from kiam.server.settings import ServerConfig
+from kiam.server.settings import ServerSettings
 from kiam.telemetry import parse_listen_address
 from kiam.tls import TLSMaterial
 from kiam.tls.reload import TLSReloader
@@ -21,7 +21,7 @@ PENDING, MOST_PENDING = 10_000, 20_000
 and then it refuses at random."""
 
 
-def make_grpc_server(config: ServerConfig) -> aio.Server:
+def make_grpc_server(config: ServerSettings) -> aio.Server:
     """A server that is not listening yet."""
     return aio.server(options=_options(config))
 
@@ -65,7 +65,7 @@ def _configuration(material: TLSMaterial) -> Any:
     return grpc.ssl_server_certificate_configuration([(material.key, material.cert)], material.ca)
 
 
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
+def _options(config: ServerSettings) -> list[tuple[str, int]]:
     durations = {
         "grpc.keepalive_time_ms": config.grpc_keepalive_time_duration,
         "grpc.keepalive_timeout_ms": config.grpc_keepalive_timeout_duration,

@@ -21,7 +21,7 @@ from kiam.server.aws.credentials import CredentialsManager
 from kiam.server.kubernetes.events import EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
-from kiam.server.policy.demand import Judge
+from kiam.server.policy.judge import Judge
 
 MOST_EVENTS_FOR_FAILURE = 20
 """Pods of one identity and node that get an Event for one failed AssumeRole."""

@@ -21,7 +21,7 @@ from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.events import EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
-from kiam.server.policy.demand import Judge
+from kiam.server.policy.judge import Judge
 from kiam.server.policy.permitted import Decision, forbidden_message
 from kiam.server.readiness import Readiness
 

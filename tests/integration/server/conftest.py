@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.run import Server
-from kiam.server.settings import ServerConfig
+from kiam.server.settings import ServerSettings
 from kiam.tls import TLSFiles
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, write_kubeconfig
@@ -129,7 +129,7 @@ class Sandbox:
         self._stack = stack
         self.pki, self.kube = pki, kube
         self.registry = CollectorRegistry()
-        self.config = ServerConfig(
+        self.config = ServerSettings(
             tls=pki.server,
             bind="localhost:0",
             kubeconfig=str(write_kubeconfig(directory / "kubeconfig", kube.url)),
@@ -174,7 +174,7 @@ class _EndedError(Exception):
 
 
 @asynccontextmanager
-async def _running(config: ServerConfig, registry: CollectorRegistry) -> AsyncIterator[Server]:
+async def _running(config: ServerSettings, registry: CollectorRegistry) -> AsyncIterator[Server]:
     server = Server(config, registry)
     try:
         async with asyncio.TaskGroup() as tasks:

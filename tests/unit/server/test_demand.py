@@ -8,7 +8,8 @@ import pytest
 from kiam.identity import Identity
 from kiam.server.kubernetes.objects import Namespace, Pod
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
-from kiam.server.policy.demand import Demand, Judge
+from kiam.server.policy.demand import Demand
+from kiam.server.policy.judge import Judge
 
 BASE = "arn:aws:iam::123456789012:role/"
 POD = Pod("u", "ns", "pod", "n1", "192.0.2.1", ("10.0.0.1",), "app", "", "", True, False, False)

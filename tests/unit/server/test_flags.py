@@ -10,10 +10,10 @@ import pytest
 
 from kiam.cli.server import configure, make_config
 from kiam.errors import UserError
-from kiam.server.settings import ServerConfig
+from kiam.server.settings import ServerSettings
 
 
-def parse(directory: Path, *flags: str) -> ServerConfig:
+def parse(directory: Path, *flags: str) -> ServerSettings:
     parser = argparse.ArgumentParser()
     configure(parser)
     for name in ("cert", "key", "ca"):
