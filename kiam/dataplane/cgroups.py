@@ -8,6 +8,7 @@ Kubelet puts every pod below one cgroup (Kubernetes, "Configuring a cgroup drive
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -22,6 +23,8 @@ from kiam.errors import UserError
 
 T = TypeVar("T")
 
+GONE = "(gone)"
+"""Read back for the agent's cgroup where the kernel holds one that is no more: no path, so that nothing matches it."""
 ROOT_CGROUP_ID = 1
 """The hierarchy's real root (``cgroup_id`` is 64 bits and the inode number in cgroup2; kernfs gives its root 1)."""
 HOST_CGROUP_NAMESPACE_INODE = 0xEFFFFFFB
@@ -196,6 +199,15 @@ def _host_cgroup_namespace() -> Path:
         "this container has a cgroup namespace of its own, in which the kernel finds no other pod's cgroup: set "
         "hostPID: true and add the capability SYS_PTRACE to it, or run 'kiam dataplane install' on the node itself"
     )
+
+
+def cgroup_of_id(root: Path, cgroup_id: int, level: int) -> Cgroup | None:
+    """The cgroup of that identifier, which the kernel doesn't use twice; None where it has gone."""
+    for path in root.glob("/".join("*" * level)):
+        with contextlib.suppress(FileNotFoundError):  # cgroups come and go while they are read
+            if path.stat().st_ino == cgroup_id:
+                return Cgroup.at(path, root)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

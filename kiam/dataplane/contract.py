@@ -61,6 +61,11 @@ class Inspection:
     """Ours, as the tool of the trade prints it (``iptables -S``, ``nft list``, ``bpftool``), one line each."""
     problems: Sequence[str] = ()
     """What differs from the wanted state, one line each."""
+    installed: WantedState | None = None
+    """The wanted state it was installed for, as read back from the kernel; None where that can't be told (nothing is
+    there, another version of ours, or half of it is missing). Where a dataplane doesn't go by the interface pattern,
+    that is every interface.
+    """
 
 
 @dataclass(frozen=True, slots=True)

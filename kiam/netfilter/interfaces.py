@@ -48,3 +48,7 @@ class InterfacePattern:
 
     def __str__(self) -> str:
         return ("!" if self.inverted else "") + self.name + ("+" if self.wildcard else "")
+
+
+EVERY_INTERFACE = InterfacePattern("", wildcard=True)
+"""``+`` on the command line; rules for it name no interface."""

@@ -16,7 +16,7 @@ from kiam.dataplane.contract import Condition, Counters, Inspection, WantedState
 from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import detach_all, find_ours, open_cgroup, open_maps
-from kiam.dataplane.ebpf.inspection import find_problems
+from kiam.dataplane.ebpf.inspection import find_problems, read_back
 from kiam.dataplane.ebpf.request import write_request
 from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, UPLINK_HOOK
 from kiam.errors import UserError
@@ -72,7 +72,9 @@ class EbpfDataplane:
             ]
             lines += [f"table inet {TABLE}"] if guarded else []
             problems = [] if wanted is None else find_problems(ours, node.configuration(wanted, cgroup))
-        return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, lines, problems)
+            installed = read_back(ours)
+        condition = Condition.DIFFERENT if problems else Condition.INSTALLED
+        return Inspection(condition, lines, problems, installed)
 
     def counters(self) -> Counters:
         """See Dataplane.counters."""

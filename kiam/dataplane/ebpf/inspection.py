@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from kiam.dataplane.cgroups import GONE, cgroup_of_id, find_cgroup2_root
+from kiam.dataplane.contract import WantedState
 from kiam.dataplane.ebpf import uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import Attachment, read_configs
 from kiam.dataplane.ebpf.state import UPLINK_HOOK, Config, differences, wanted_hooks
+from kiam.netfilter.interfaces import EVERY_INTERFACE
 
 
 def find_problems(ours: list[Attachment], wanted: Config) -> list[str]:
@@ -26,6 +29,26 @@ def find_problems(ours: list[Attachment], wanted: Config) -> list[str]:
     if not Guard().is_right():
         problems.append(f"the guard, nftables' table inet {TABLE}, is missing or changed")
     return problems
+
+
+def read_back(ours: list[Attachment]) -> WantedState | None:
+    """What the programs were installed for; None where they don't agree or another version's are among them."""
+    configs = read_configs(ours)
+    found = configs[0] if configs else None
+    if found is None or any(other != found for other in configs):
+        return None
+    agent = None
+    if found.agent is not None:
+        alive = cgroup_of_id(find_cgroup2_root(), found.agent.cgroup_id, found.agent.level)
+        agent = GONE if alive is None else alive.name
+    return WantedState(
+        host_address=found.host_address,
+        port=found.port,
+        interface=EVERY_INTERFACE,
+        host_address6=found.host_address6,
+        host_network=found.host_network,
+        agent_cgroup=agent,
+    )
 
 
 def _uplink_problems() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from kiam.dataplane.cgroups import (
     Cgroup,
+    cgroup_of_id,
     find_cgroup2_root,
     find_pod_cgroups,
     named_cgroup,
@@ -95,12 +95,8 @@ def pod_cgroups(cgroup: Path, required: bool) -> tuple[CgroupPlace, ...]:
 
 
 def is_alive(place: CgroupPlace) -> bool:
-    """Whether there still is a cgroup of that identifier; the kernel doesn't use one twice."""
-    for path in find_cgroup2_root().glob("/".join("*" * place.level)):
-        with contextlib.suppress(FileNotFoundError):  # cgroups come and go while they are read
-            if path.stat().st_ino == place.cgroup_id:
-                return True
-    return False
+    """Whether there still is a cgroup of that identifier."""
+    return cgroup_of_id(find_cgroup2_root(), place.cgroup_id, place.level) is not None
 
 
 def _agent_cgroup(wanted: WantedState) -> Cgroup | None:

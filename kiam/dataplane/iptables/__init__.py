@@ -21,6 +21,7 @@ from kiam.dataplane.iptables.programs import (
     has_legacy_tables,
     require_programs,
 )
+from kiam.dataplane.iptables.readback import read_back
 from kiam.dataplane.iptables.rules import (
     TABLES,
     drops_counted,
@@ -114,10 +115,12 @@ class IptablesDataplane:
         found: list[str] = []
         problems: list[str] = []
         anything = False
+        installed: WantedState | None = None
         for programs in _all_programs():
             ruleset = _save(programs)
             ours = [t for t in TABLES if own_hooks(ruleset.get(t, {})) or own_chains(ruleset.get(t, {}))]
             anything = anything or bool(ours)
+            installed = read_back(ruleset, programs.backend, programs.ipv6, installed)
             found += [f"{programs.save_program.removesuffix('-save')} {line}" for line in found_lines(ruleset)]
             if wanted is None:
                 continue
@@ -130,7 +133,8 @@ class IptablesDataplane:
                 problems += problems_of(table, ruleset.get(table, {}), rules, wanted.interface, local)
         if not anything:
             return Inspection(Condition.ABSENT)
-        return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, tuple(found), tuple(problems))
+        condition = Condition.DIFFERENT if problems else Condition.INSTALLED
+        return Inspection(condition, tuple(found), tuple(problems), installed)
 
     def counters(self) -> Counters:
         """Read the rules' packet counters, of both backends and both address families."""

@@ -15,6 +15,7 @@ from typing import Any
 from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.nftables.readback import read_back
 from kiam.dataplane.nftables.rules import (
     DROP_REASONS,
     FAMILY,
@@ -139,12 +140,13 @@ class NftablesDataplane:
         listing = _list_table()
         if listing is None:
             return Inspection(Condition.ABSENT)
-        found = _list_text()
+        found, listed = _list_text(), read_listing(listing)
         if wanted is None:
-            return Inspection(Condition.INSTALLED, found)
+            return Inspection(Condition.INSTALLED, found, installed=read_back(listed))
         chains = wanted_chains(wanted, find_host_pods(wanted))
-        problems = differences(chains, read_listing(listing), read_counters(listing))
-        return Inspection(Condition.DIFFERENT if problems else Condition.INSTALLED, found, tuple(problems))
+        problems = differences(chains, listed, read_counters(listing))
+        condition = Condition.DIFFERENT if problems else Condition.INSTALLED
+        return Inspection(condition, found, tuple(problems), read_back(listed))
 
     def counters(self) -> Counters:
         """Read the named counters."""

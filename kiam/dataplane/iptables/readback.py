@@ -1,0 +1,75 @@
+"""What our rules in a listing were installed for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.iptables.rules import HOST_NETWORK, own_hooks
+from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern, IptablesBackend
+from kiam.netfilter.xtables import Rule, Ruleset
+
+_DESTINATION = re.compile(r"\[?(?P<address>[0-9a-fA-F.:]+?)\]?:(?P<port>\d+)")
+
+
+def read_back(ruleset: Ruleset, backend: IptablesBackend, ipv6: bool, so_far: WantedState | None) -> WantedState | None:
+    """The wanted state behind what a backend and an address family hold of ours, added to what the others said.
+
+    IPv4 comes first and makes it; IPv6 only adds the agent's address. None where no redirect of ours is there.
+    """
+    redirect = _redirect(ruleset)
+    if ipv6:
+        if so_far is None or so_far.iptables_backend is not backend or redirect is None:
+            return so_far
+        address = _destination(redirect)[0]
+        return replace(so_far, host_address6=address) if isinstance(address, IPv6Address) else so_far
+    if so_far is not None or redirect is None:
+        return so_far
+    address, port = _destination(redirect)
+    if not isinstance(address, IPv4Address):
+        return None
+    return WantedState(
+        host_address=address,
+        port=port,
+        interface=_interface(redirect),
+        host_network=_host_network(ruleset),
+        agent_cgroup=_agent_cgroup(ruleset),
+        iptables_backend=backend,
+    )
+
+
+def _redirect(ruleset: Ruleset) -> Rule | None:
+    hooks = own_hooks(ruleset.get("nat", {}))
+    return next((rule for rule in hooks if rule.chain == "PREROUTING" and rule.target == "DNAT"), None)
+
+
+def _destination(rule: Rule) -> tuple[IPv4Address | IPv6Address | None, int]:
+    found = _DESTINATION.fullmatch(rule.value("--to-destination") or "")
+    if found is None:
+        return None, 0
+    text = found["address"]
+    return (IPv6Address(text) if ":" in text else IPv4Address(text)), int(found["port"])
+
+
+def _interface(rule: Rule) -> InterfacePattern:
+    name = rule.value("-i")
+    if name is None:
+        return EVERY_INTERFACE
+    place = rule.words.index("-i")
+    inverted = place > 0 and rule.words[place - 1] == "!"
+    return InterfacePattern(name.removesuffix("+"), name.endswith("+"), inverted)
+
+
+def _host_network(ruleset: Ruleset) -> HostNetwork:
+    if HOST_NETWORK in ruleset.get("nat", {}):
+        return HostNetwork.REDIRECT
+    return HostNetwork.DENY if HOST_NETWORK in ruleset.get("mangle", {}) else HostNetwork.IGNORE
+
+
+def _agent_cgroup(ruleset: Ruleset) -> str | None:
+    for rule in ruleset.get("mangle", {}).get(HOST_NETWORK, ()):
+        if rule.target == "RETURN":
+            return rule.value("--path")
+    return None
