@@ -7,8 +7,8 @@ import contextlib
 import logging
 import resource
 import signal
+import socket
 from collections.abc import AsyncIterator, Coroutine
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -19,17 +19,15 @@ from kiam.agent.control.unary import UnaryIdentities
 from kiam.agent.core.answers import NodeIdentities
 from kiam.agent.core.identities import REQUEST_BUDGET
 from kiam.agent.core.pods import NodeState
-from kiam.agent.http.connection import PodServer
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.instance_metadata import InstanceMetadata
-from kiam.agent.http.listener import is_served, listen, steer_away
+from kiam.agent.http.listener import is_served, listen
 from kiam.agent.http.proxy import PassingOn, RouteFilter
+from kiam.agent.http.serving import Serving
 from kiam.agent.kernel.watcher import KernelWatcher
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
 from kiam.agent.settings import AgentSettings
-from kiam.durations import format_duration
-from kiam.errors import UserError
 from kiam.grpc_metrics import client_interceptors
 from kiam.telemetry import serve_telemetry
 from kiam.tls.certificates import Side
@@ -38,12 +36,12 @@ from kiam.tls.reload import TLSReloader
 
 log = logging.getLogger(__name__)
 
-_TAKE_OVER_SECONDS = 1.0
-"""How long a listener that gets no new connections goes on taking those the kernel had already begun."""
 
+async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None:
+    """Run until SIGTERM or SIGINT. Raises UserError for what the user has to fix.
 
-async def run_agent(settings: AgentSettings) -> None:
-    """Run until SIGTERM or SIGINT. Raises UserError for what the user has to mend."""
+    ``sock`` listens on the port already; None: another agent does, and this one waits until it may take over.
+    """
     _raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -78,12 +76,20 @@ async def run_agent(settings: AgentSettings) -> None:
             settings.limits,
             settings.allow_ip_query,
         )
+        serving = Serving(settings, handlers, metrics)
+        if sock is not None:
+            # At once: a pod that asks already is answered as soon as can be, and isn't refused a connection.
+            await serving.start(sock)
+            await stack.enter_async_context(_background(stop, serving.tell_if_alone(watch.settled)))
         if redirection is not None:
-            # Before the port is opened: from here on a pod is refused or answered, and never reaches the real service.
+            # Before the port is taken over: from here on a pod is refused or answered, and never reaches the real
+            # service.
             await redirection.install()
             await stack.enter_async_context(_background(stop, redirection.keep()))
-        if await _may_take_over(settings, watch.settled, stop):
-            await _serve(settings, handlers, metrics, stop)
+        if sock is None and await serving.may_take_over(watch.settled, stop):
+            await serving.start(listen(settings.port))
+        if serving.started:
+            await serving.until(stop)
         if redirection is not None:
             await redirection.leave(await asyncio.to_thread(is_served, settings.port))
     log.info("agent stopped")
@@ -121,58 +127,3 @@ async def _background(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> 
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
-
-
-async def _may_take_over(settings: AgentSettings, settled: asyncio.Event, stop: asyncio.Event) -> bool:
-    """Wait until this agent can answer; False: it was told to stop first.
-
-    With another agent on the port, that is until the server's picture is complete, however long that takes: the old
-    one may know pods that this one doesn't, above all while the server is away. With nobody there, pods are better off
-    with "try again" than with a refused connection, so ``--gateway-timeout-creation`` is enough.
-    """
-    loop = asyncio.get_running_loop()
-    patience = loop.time() + settings.server.creation_timeout.total_seconds()
-    stopped = asyncio.create_task(stop.wait())
-    ready = asyncio.create_task(settled.wait())
-    try:
-        while not stop.is_set() and not settled.is_set():
-            if loop.time() >= patience and not await asyncio.to_thread(is_served, settings.port):
-                log.warning("starting without the server; pods are told to try again until it is there")
-                break
-            await asyncio.wait({stopped, ready}, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopped.cancel()
-        ready.cancel()
-    return not stop.is_set()
-
-
-async def _serve(settings: AgentSettings, handlers: Handlers, metrics: AgentMetrics, stop: asyncio.Event) -> None:
-    """Serve the port until told to stop, then hand over: no new connections, the open ones answered and closed."""
-    loop = asyncio.get_running_loop()
-    pods = PodServer(handlers, settings.limits, metrics, handlers.at_once)
-    sock = listen(settings.port)
-    server = await loop.create_server(pods, sock=sock)
-    _set_ready(settings.ready_file, True)
-    log.info("serving pods on port %d", settings.port)
-    try:
-        await stop.wait()
-    finally:
-        _set_ready(settings.ready_file, False)
-    log.info("stopping; open connections are answered for up to %s more", format_duration(settings.drain_time))
-    handlers.draining = True
-    steer_away(sock)
-    await asyncio.sleep(_TAKE_OVER_SECONDS)
-    server.close()
-    await pods.drain(settings.drain_time.total_seconds())
-
-
-def _set_ready(path: str | None, ready: bool) -> None:
-    if path is None:
-        return
-    try:
-        if ready:
-            Path(path).touch()
-        else:
-            Path(path).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--ready-file: {path}: {error.strerror}", "give a path the agent can write") from error

@@ -155,13 +155,19 @@ def run(arguments: argparse.Namespace) -> int:
     # gRPC's own lines are not JSON, and the agent words connection problems itself. Read when grpc is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here, as only a running agent needs them: kiam --help stays light.
-    import uvloop
-
-    from kiam.agent.run import run_agent
+    from kiam.agent.http.listener import is_served, listen
     from kiam.logs import configure_logging
 
     configure_logging(arguments.level, arguments.json_log)
     for line in flags_without_effect(arguments):
         logging.getLogger(__name__).warning("%s", line)
-    uvloop.run(run_agent(settings_from(arguments)))
+    settings = settings_from(arguments)
+    # Before the rest is imported, which takes longer than some SDKs wait: connections queue from now on.
+    sock = None if is_served(settings.port) else listen(settings.port)
+
+    import uvloop
+
+    from kiam.agent.run import run_agent
+
+    uvloop.run(run_agent(settings, sock))
     return 0

@@ -58,6 +58,17 @@ def test_agent_starts_without_a_server_and_answers_as_soon_as_there_is_one(tmp_p
             wait_until(lambda: agent.ask(CREDENTIALS, POD).body == b"again", "the restarted server's answer")
 
 
+def test_pods_are_let_in_before_there_is_a_server(tmp_path: Path, pki: Pki) -> None:
+    """However long the agent would wait for one: what asks meanwhile is held, and not refused a connection."""
+    port = free_port()
+    with running_agent(tmp_path, f"localhost:{port}", pki.agent, "--gateway-timeout-creation=90s") as agent:
+        assert "starting without the server" not in agent.process.output()
+        with agent.connect(POD) as waiting, conventional_server(pki.server, port) as server:
+            waiting.sendall(f"GET {CREDENTIALS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            server.pods.roles[POD] = "app"
+            assert waiting.recv(65536).endswith(b"\r\n\r\napp")
+
+
 def test_certificates_are_replaced_without_a_failed_call(tmp_path: Path, pki: Pki) -> None:
     volume = SecretVolume.of(tmp_path / "secret", pki.agent)
     failures: list[int] = []
