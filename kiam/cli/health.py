@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             answer = channel.unary_unary(_METHOD, _as_is, _as_is)(_EMPTY_REQUEST, timeout=seconds)
         except grpc.RpcError as error:
+            if arguments.live and error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNKNOWN):
+                return 0
             raise UserError(_reason(address, arguments, error)) from None
     if answer != _OK and not arguments.live:
         raise UserError(f"the server at {address} answers, but isn't ready: {_message(answer)}")
@@ -77,4 +79,6 @@ def _reason(address: str, arguments: argparse.Namespace, error: Exception) -> st
             return f"no connection to the server at {address}: {found}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"the server at {address} doesn't answer in time; --timeout gives it longer"
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return f"the server at {address} answers, but isn't ready: {details!a}"
     return f"the server at {address} isn't well: {details or code.name}"

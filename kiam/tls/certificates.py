@@ -216,9 +216,9 @@ def inspect(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime | 
         problems.append(
             Problem(
                 "cert",
-                Severity.WARNING,
-                f"{files.cert}: certificate {certificate.subject} has no subject alternative names, which agents "
-                "compare with the host of their --server-address",
+                Severity.ERROR,
+                f"{files.cert}: certificate {certificate.subject} has no subject alternative names; agents compare "
+                "those, and never the common name, with the host of their --server-address",
                 "issue it with the server's DNS names",
             )
         )

@@ -245,6 +245,8 @@ class _Client:
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # As Go and RFC 9525, 6.3: a common name is no host name.
+        context.hostname_checks_common_name = False
         context.set_alpn_protocols(_HTTP2)
         context.load_cert_chain(self._files.cert, self._files.key)
         return context

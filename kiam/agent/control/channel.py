@@ -35,6 +35,8 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int | str]]:
     return [
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_time)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout)),
+        # A ping without an answer counts as lost after this, by default a minute, whatever the keepalive timeout says.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout)),
         ("grpc.keepalive_permit_without_calls", int(settings.keepalive_without_calls)),
         # The default of 2 would end the pings on a stream that says nothing for long.
         ("grpc.http2.max_pings_without_data", 0),

@@ -28,6 +28,9 @@ _EMPTY_ROLE = "role can't be empty"
 # Codes with which gRPC itself reports that a call didn't reach the server or didn't come back.
 _TRANSPORT = frozenset({Code.UNAVAILABLE, Code.CANCELLED})
 
+ANSWERED_NOT_READY = frozenset({Code.FAILED_PRECONDITION, Code.UNKNOWN})
+"""With these GetHealth says that a server isn't ready: ours, and a conventional one."""
+
 
 def understand(
     code: grpc.StatusCode, details: str, retry_after: int | None = None, server_reachable: bool = True

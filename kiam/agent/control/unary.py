@@ -11,8 +11,8 @@ from grpc import aio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from kiam.agent.control.channel import ServerClient
-from kiam.agent.control.grpc_errors import understand
-from kiam.agent.core.failures import NotYetKnown, ServerAway, empty_role
+from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, understand
+from kiam.agent.core.failures import NotYetKnown, RequestFailure, ServerAway, empty_role
 from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.rendering import render_credentials
 from kiam.rpc import kiam_pb2
@@ -71,10 +71,16 @@ class UnaryIdentities:
         return render_credentials(credentials)
 
     async def server_health(self, deadline: float) -> str:
-        """GetHealth, once."""
-        status: kiam_pb2.HealthStatus = await self._once(
-            self._client.stub.GetHealth, kiam_pb2.GetHealthRequest(), deadline
-        )
+        """GetHealth, once. A server that isn't ready says why as an error, or, up to version 5.0, as its message."""
+        left = max(deadline - asyncio.get_running_loop().time(), 0.001)
+        try:
+            status: kiam_pb2.HealthStatus = await self._client.stub.GetHealth(
+                kiam_pb2.GetHealthRequest(), timeout=left, wait_for_ready=True
+            )
+        except aio.AioRpcError as error:
+            if error.code() in ANSWERED_NOT_READY:
+                return error.details() or error.code().name
+            raise self._understood(error) from None
         return status.message
 
     async def _call(self, method: Callable[[], Callable[..., Awaitable[T]]], request: Any, deadline: float) -> T:
@@ -106,8 +112,11 @@ class UnaryIdentities:
             # wait_for_ready: a server that isn't there yet is waited for, and asked the moment it is.
             return await method(request, timeout=max(left, 0.001), wait_for_ready=True)
         except aio.AioRpcError as error:
-            failure = understand(
-                error.code(), error.details() or "", _retry_after(error.trailing_metadata()), self._client.reachable
-            )
-            log.debug("server: %s %s: %s", error.code().name, error.details(), failure)
-            raise failure from None
+            raise self._understood(error) from None
+
+    def _understood(self, error: aio.AioRpcError) -> RequestFailure:
+        failure = understand(
+            error.code(), error.details() or "", _retry_after(error.trailing_metadata()), self._client.reachable
+        )
+        log.debug("server: %s %s: %s", error.code().name, error.details(), failure)
+        return failure

@@ -76,8 +76,14 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         namespaces.listen(lambda name: self.arrivals.tell(f"ns/{name}"))
 
     async def GetHealth(self, request: kiam_pb2.GetHealthRequest, context: Context) -> kiam_pb2.HealthStatus:
-        """``ok``, or what the server waits for."""
-        return kiam_pb2.HealthStatus(message=self._readiness.message)
+        """``ok``, or an error that says what the server waits for: a conventional ``kiam health`` goes by errors alone.
+
+        Not UNAVAILABLE, which is also gRPC's own word for a server that can't be reached.
+        """
+        message = self._readiness.message
+        if message != "ok":
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, message)
+        return kiam_pb2.HealthStatus(message=message)
 
     async def GetPodRole(self, request: kiam_pb2.GetPodRoleRequest, context: Context) -> kiam_pb2.Role:
         """The role the pod at an address is annotated with; empty if it isn't."""

@@ -74,8 +74,14 @@ class Client:
         return answer
 
     async def health(self) -> str:
+        """``ok``, or what the server says it waits for."""
         request = kiam_pb2.GetHealthRequest()
-        return str((await self.stub.GetHealth(request, timeout=5, wait_for_ready=True)).message)
+        try:
+            return str((await self.stub.GetHealth(request, timeout=5, wait_for_ready=True)).message)
+        except aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                raise
+            return error.details() or ""
 
     def watch(self, **request: Any) -> Watch:
         return Watch(self.stub.WatchNode(kiam_pb2.WatchNodeRequest(**request), wait_for_ready=True))

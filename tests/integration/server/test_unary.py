@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable
 from typing import Any
 
@@ -10,6 +12,7 @@ import grpc
 import pytest
 from grpc import aio
 
+from kiam.rpc import kiam_pb2
 from tests.integration.server.conftest import Sandbox, eventually
 from tests.sandbox.aws import AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
@@ -155,6 +158,39 @@ async def test_sts_away_is_not_ready_but_pods_are_known(sandbox: Sandbox, monkey
     code, text = await refusal(client.credentials("10.0.0.1", "role-a"))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert str(text).startswith("EndpointConnectionError: ")
+
+
+async def test_health_of_a_server_that_is_not_ready_is_an_error_and_any_answer_is_a_sign_of_life(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9")
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
+    await eventually(lambda: _waits_for_sts_alone(client.health()))
+    # A conventional kiam health knows errors only.
+    assert await refusal(client.stub.GetHealth(kiam_pb2.GetHealthRequest(), timeout=5)) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "not ready: waiting for STS",
+    )
+    files = sandbox.pki.agent
+    flags = [f"--server-address=localhost:{server.port}", "--timeout=10s"]
+    flags += [f"--cert={files.cert}", f"--key={files.key}", f"--ca={files.ca}"]
+    ended = await asyncio.to_thread(_kiam_health, *flags)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"kiam health: the server at localhost:{server.port} answers, but isn't ready: 'not ready: waiting for STS'\n",
+    )
+    assert (await asyncio.to_thread(_kiam_health, *flags, "--live")).returncode == 0
+
+
+async def _waits_for_sts_alone(health: Awaitable[str]) -> bool:
+    return await health == "not ready: waiting for STS"
+
+
+def _kiam_health(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kiam", "health", *flags], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 async def test_draining_server_answers_held_calls_at_once(sandbox: Sandbox) -> None:

@@ -144,10 +144,12 @@ def test_usage_of_the_other_side_only_is_refused(tmp_path: Path) -> None:
         load(files, Side.SERVER)
 
 
-def test_server_certificate_without_names_is_warned_about_and_an_agents_is_not(tmp_path: Path) -> None:
+def test_server_certificate_with_a_common_name_and_no_alternative_name_is_refused_and_an_agents_is_not(
+    tmp_path: Path,
+) -> None:
     files = write(tmp_path, AUTHORITY.sign("kiam-server", []), AUTHORITY.pem)
-    (problem,) = inspect(files, files.read(), Side.SERVER).problems
-    assert "no subject alternative names" in problem.message
+    with pytest.raises(UserError, match="no subject alternative names; agents compare those, and never the common"):
+        load(files, Side.SERVER)
     assert inspect(files, files.read(), Side.CLIENT).problems == ()
 
 
