@@ -154,7 +154,11 @@ def _of_both(half: str) -> dict[str, Case]:
             | ({f"{workload} spec.selector.matchLabels.team": "x"} if half == "agent" else {}),
         ),
         "priorityClassName": Case("system-node-critical", {f"{pod}.priorityClassName": "system-node-critical"}),
-        "resources": Case({"limits": {"memory": "1Gi"}}, {f"{container}.resources.limits.memory": "1Gi"}),
+        "resources": Case(
+            {"limits": {"memory": "2Gi"}},
+            {f"{container}.resources.limits.memory": "2Gi", f"{container}.resources.requests.memory": None},
+        ),
+        "dnsConfig": Case({"options": [{"name": "ndots"}]}, {f"{pod}.dnsConfig.options[ndots].name": "ndots"}),
         "seLinuxOptions": Case({"type": "spc_t"}, {f"{container}.securityContext.seLinuxOptions.type": "spc_t"}),
         "serviceAnnotations": Case({"a": "b"}, {f"{service} metadata.annotations.a": "b"}),
         "serviceLabels": Case({"team": "x"}, {f"{service} metadata.labels.team": "x"}),
@@ -170,7 +174,7 @@ def _of_both(half: str) -> dict[str, Case]:
         "updateStrategy": Case(strategy, rollout),
     }
     if half == "agent":
-        del cases["image.pullPolicy"], cases["image.repository"], cases["image.tag"], cases["resources"]
+        del cases["image.pullPolicy"], cases["image.repository"], cases["image.tag"]
         del cases["seLinuxOptions"]
     else:
         for name, flag in (("caFileName", "ca"), ("certFileName", "cert"), ("keyFileName", "key")):
@@ -242,7 +246,7 @@ CASES |= {
             )
         ),
     ),
-    # The init container is the agent's image too, with the same limits and labels.
+    # The init container is the agent's image too.
     "agent.image.repository": Case(
         "registry.test/kiam",
         {f"{c}.image": "registry.test/kiam:5.0.0" for c in (AGENT_CONTAINER, INIT_CONTAINER)},
@@ -254,10 +258,18 @@ CASES |= {
     "agent.image.pullPolicy": Case(
         "Never", {f"{c}.imagePullPolicy": "Never" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE
     ),
-    "agent.resources": Case(
-        {"limits": {"memory": "1Gi"}},
-        {f"{c}.resources.limits.memory": "1Gi" for c in (AGENT_CONTAINER, INIT_CONTAINER)},
+    "agent.dataplaneResources": Case(
+        {"limits": {"memory": "2Gi"}},
+        {f"{INIT_CONTAINER}.resources.limits.memory": "2Gi", f"{INIT_CONTAINER}.resources.requests.memory": None},
         _WITH_DATAPLANE,
+    ),
+    "agent.iptablesBackend": Case(
+        "legacy",
+        {f"{c}.args[--iptables-backend]": "legacy" for c in (AGENT_CONTAINER, INIT_CONTAINER)},
+        at("agent.dataplane", "iptables"),
+    ),
+    "agent.host.ip6": Case(
+        "fd00::1", {f"{c}.args[--host6]": "fd00::1" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE
     ),
     "agent.seLinuxOptions": Case(
         {"type": "spc_t"},
@@ -449,7 +461,7 @@ CASES |= {
             "PrometheusRule/kiam spec.groups[kiam].rules[0].alert": "Down",
             "PrometheusRule/kiam spec.groups[kiam].rules": None,
         },
-        at("prometheusRule.enabled", True),
+        merged(at("prometheusRule.enabled", True), at("prometheusRule.standard", False)),
     ),
 }
 RENAMED = {half: _renamed(half) for half in ("agent", "server")}

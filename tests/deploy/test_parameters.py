@@ -18,6 +18,8 @@ ELSEWHERE = {
     "agent.dataplane",
     "agent.host.iptables",
     "psp.create",
+    "prometheusRule.standard",
+    "prometheusRule.runbooks",
     "selfSigned.validityDays",
     "nameOverride",
     "fullnameOverride",

@@ -21,7 +21,7 @@ HALF: Values = {
     "extraEnv": [],
     "extraHostPathMounts": [],
     "gatewayTimeoutCreation": "1s",
-    "image": {"repository": "quay.io/uswitch/kiam", "tag": "v4.2", "pullPolicy": "IfNotPresent"},
+    "image": {"pullPolicy": "IfNotPresent"},
     "initContainers": [],
     "log": {"jsonOutput": True, "level": "info"},
     "nodeSelector": {},
@@ -80,7 +80,7 @@ CONVENTIONAL: Values = {
         "server": {"create": True, "name": None, "annotations": {}},
     },
 }
-"""A values file as conventional kiam's chart shipped it, with what most of its users changed."""
+"""A values file as conventional kiam's chart shipped it, with what most of its users changed, but for the image."""
 
 
 def test_a_conventional_values_file_still_works() -> None:
@@ -124,19 +124,30 @@ def test_names_follow_the_release(release: str, values: Values, name: str) -> No
 
 @pytest.mark.parametrize("half", ["agent", "server"])
 @pytest.mark.parametrize(
-    "image",
+    ("image", "shown"),
     [
-        {"repository": "quay.io/uswitch/kiam", "tag": "v4.2"},
-        {"repository": "mirror.test/uswitch/kiam", "tag": "v3.6"},
-        {"tag": "v3.6"},
+        ({"repository": "quay.io/uswitch/kiam", "tag": "v4.2"}, "quay.io/uswitch/kiam:v4.2"),
+        ({"repository": "quay.io/uswitch/kiam", "tag": "5.0.0"}, "quay.io/uswitch/kiam:5.0.0"),
+        ({"repository": "mirror.test/hub/uswitch/kiam"}, "mirror.test/hub/uswitch/kiam"),
+        ({"repository": "mirror.test/infra/kiam", "tag": "v3.6"}, "mirror.test/infra/kiam:v3.6"),
+        ({"repository": "mirror.test/infra/kiam", "tag": 4.2}, "mirror.test/infra/kiam:4.2"),
+        ({"repository": "mirror.test/infra/kiam-agent", "tag": "v4"}, "mirror.test/infra/kiam-agent:v4"),
+        ({"repository": "docker.io/bitnami/kiam", "tag": "4.2.0-debian-11-r1"}, "bitnami/kiam:4.2.0-debian-11-r1"),
+        ({"tag": "v3.0-rc1"}, "kiam:v3.0-rc1"),
     ],
 )
-def test_conventional_kiams_image_stands_for_ours_and_the_notes_say_so(half: str, image: Values) -> None:
-    values = merged(GIVEN_CERTIFICATES, {half: {"image": image}})
-    pod = find(manifests(values), f"DaemonSet/kiam-{half}")["spec"]["template"]["spec"]
-    assert pod["containers"][0]["image"] == f"kiam:{__version__}"
-    assert "your values name conventional kiam's image" in notes(values)
-    assert "your values name conventional kiam's image" not in notes(GIVEN_CERTIFICATES)
+def test_conventional_kiams_image_is_refused_in_one_line(half: str, image: Values, shown: str) -> None:
+    """Run with this chart's flags it would exit at once, on every node, after the working agents have gone."""
+    with pytest.raises(helm_python.HelmError) as refused:
+        manifests(GIVEN_CERTIFICATES, {half: {"image": image}})
+    assert f"{half}.image is conventional kiam's (" in str(refused.value)
+    assert f"{shown}), which doesn't know this chart's flags: name an image built from" in str(refused.value)
+    manifests(GIVEN_CERTIFICATES, {half: {"image": image, "enabled": False}})
+
+
+@pytest.mark.parametrize("tag", ["5.0.0", "v5.1", "40c1d2", "main", "2024-11-25"])
+def test_images_of_our_own_are_not_taken_for_conventional_ones(tag: str) -> None:
+    manifests(GIVEN_CERTIFICATES, at("agent.image", {"repository": "registry.test/kiam", "tag": tag}))
 
 
 def test_an_image_may_be_named_by_its_digest() -> None:
@@ -172,9 +183,10 @@ def test_a_typo_in_a_name_is_an_error_that_names_it(values: Values, complaint: s
 @pytest.mark.parametrize(
     ("parameter", "value", "complaint"),
     [
-        ("agent.host.port", "8181", "/agent/host/port': got string, want integer"),
+        ("agent.host.port", "81x81", "/agent/host/port': '81x81' does not match pattern"),
+        ("agent.host.port", "65536", "/agent/host/port': '65536' does not match pattern"),
         ("agent.host.port", 0, "/agent/host/port': minimum"),
-        ("agent.host.iptables", "yes", "/agent/host/iptables': got string, want boolean"),
+        ("agent.host.iptables", "yes", "/agent/host/iptables': value must be one of true, false, 'true', 'false'"),
         ("agent.dataplane", "bpf", "/agent/dataplane': value must be one of 'none', 'iptables', 'nftables', 'ebpf'"),
         ("agent.hostNetworkPods", "allow", "/agent/hostNetworkPods': value must be one of"),
         ("agent.log.level", "warning", "/agent/log/level': value must be one of"),
@@ -227,7 +239,11 @@ def test_the_schema_knows_every_parameter_and_has_a_default_for_all_but_old_name
             node = node[key]
         return True
 
-    assert {path for path in leaves(schema, "") if not has_default(path)} == {"global", "agent.whiteListRouteRegexp"}
+    assert {path for path in leaves(schema, "") if not has_default(path)} == {
+        "global",
+        "agent.whiteListRouteRegexp",
+        "agent.keepaliveParams.PermitWithoutStream",
+    }
 
 
 def test_lint_finds_nothing_but_the_missing_icon() -> None:

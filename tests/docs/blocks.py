@@ -24,8 +24,6 @@ A marker is an HTML comment on the line above the fence, so a reader of the site
     An IAM policy, or a role's trust policy, that the emulated IAM accepts.
 ``values``
     Values of the chart: rendered with it, so that its schema and templates accept them.
-``alerts``
-    Prometheus rules: each expression is parsed, and its metrics are metrics that kiam has.
 ``no: REASON``
     Can't run here, and why.
 """

@@ -118,7 +118,6 @@ def test_markers_are_known() -> None:
         "policy",
         "trust policy",
         "values",
-        "alerts",
         "no",
         "",
     }

@@ -7,6 +7,7 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import promql_parser
 import pytest
@@ -15,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kiam.agent.redirection import DataplaneCollector
 from kiam.dataplane.registry import load_dataplane
-from tests.deploy.chart import manifests
-from tests.docs.test_docs import ALL, DOCS
+from tests.deploy.chart import CHART, manifests
+from tests.docs.test_docs import DOCS
 from tests.integration.agent.conftest import free_port, running_agent
 from tests.integration.tls.conftest import running_server, secret, tls_flags
 from tests.sandbox.kubeapi import write_kubeconfig
@@ -85,16 +86,19 @@ def test_dashboard_has_only_metrics_that_exist(metrics: frozenset[str]) -> None:
     assert {panel["id"] for panel in dashboard["panels"]} == set(range(1, len(dashboard["panels"]) + 1))
 
 
-def test_alerts_have_only_metrics_that_exist_and_go_into_the_chart(metrics: frozenset[str]) -> None:
-    (block,) = [block for block in ALL if block.kind == "alerts"]
-    values = yaml.safe_load(block.content)
-    rules = values["prometheusRule"]["rules"]
-    for rule in rules:
+def alerts() -> list[dict[str, Any]]:
+    """The rules that the chart brings."""
+    rules: list[dict[str, Any]] = yaml.safe_load((CHART / "alerts.yaml").read_text())
+    return rules
+
+
+def test_alerts_have_only_metrics_that_exist(metrics: frozenset[str]) -> None:
+    for rule in alerts():
         names = used(rule["expr"])
         assert names, rule["alert"]
         assert names <= metrics, (rule["alert"], names - metrics)
         assert rule["annotations"]["summary"]
-    assert len({rule["alert"] for rule in rules}) == len(rules)
+    assert len({rule["alert"] for rule in alerts()}) == len(alerts())
 
 
 def test_every_metric_is_in_the_tables_and_the_tables_have_no_other(metrics: frozenset[str]) -> None:
@@ -114,11 +118,27 @@ def test_every_metric_is_in_the_tables_and_the_tables_have_no_other(metrics: fro
     assert listed == bare
 
 
-def test_chart_takes_the_alerts_as_they_are() -> None:
-    (block,) = [block for block in ALL if block.kind == "alerts"]
-    values = yaml.safe_load(block.content)
-    (rule,) = [document for document in manifests(values) if document["kind"] == "PrometheusRule"]
-    assert rule["spec"]["groups"][0]["rules"] == values["prometheusRule"]["rules"]
+def test_chart_brings_the_alerts_with_their_runbooks_when_asked() -> None:
+    def rules(**values: object) -> list[dict[str, Any]]:
+        objects = [o for o in manifests({"prometheusRule": values}) if o["kind"] == "PrometheusRule"]
+        return [rule for o in objects for rule in o["spec"]["groups"][0]["rules"]]
+
+    assert rules() == []
+    brought = rules(enabled=True, runbooks="https://docs.test/kiam/", rules=[{"alert": "Mine", "expr": "up"}])
+    assert brought[-1] == {"alert": "Mine", "expr": "up"}
+    for ours, rule in zip(brought, alerts(), strict=False):
+        page = f"https://docs.test/kiam/troubleshooting.md#{rule['alert'].lower()}"
+        assert ours == rule | {"annotations": rule["annotations"] | {"runbook_url": page}}
+    assert [rule["alert"] for rule in brought[:-1]] == [rule["alert"] for rule in alerts()]
+
+
+def test_every_alert_has_its_section_in_the_troubleshooting_page_and_on_the_operating_page() -> None:
+    sections = re.findall(r"^### (Kiam\w+)$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alerts()]
+    listed = re.findall(
+        r"^\| \[`(Kiam\w+)`\]\(troubleshooting\.md#(\w+)\)", (DOCS / "operating.md").read_text(), re.MULTILINE
+    )
+    assert listed == [(name, name.lower()) for name in sections]
 
 
 def test_dashboard_is_linked_and_is_json(tmp_path: Path) -> None:

@@ -5,6 +5,12 @@
 - {{ printf "--host=%s" .Values.agent.host.ip | quote }}
 - {{ printf "--host-interface=%s" .Values.agent.host.interface | quote }}
 - --port={{ .Values.agent.host.port }}
+{{- with .Values.agent.host.ip6 }}
+- {{ printf "--host6=%s" . | quote }}
+{{- end }}
+{{- if ne .Values.agent.iptablesBackend "auto" }}
+- --iptables-backend={{ .Values.agent.iptablesBackend }}
+{{- end }}
 {{- if or (ne $dataplane "none") (ne .Values.agent.hostNetworkPods "ignore") }}
 - --host-network={{ .Values.agent.hostNetworkPods }}
 {{- end }}

@@ -43,22 +43,24 @@ heritage: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Whether one half's values name conventional kiam's image, which knows none of the flags this chart gives it. */}}
-{{- define "kiam.conventionalImage" -}}
-{{- $image := (get (index . 0).Values (index . 1)).image -}}
-{{- if or (hasSuffix "uswitch/kiam" $image.repository) (and (eq $image.repository "kiam") (regexMatch "^v[0-4]([.]|$)" ($image.tag | default "" | toString))) -}}
-yes
+{{/* Fails if one half's values name conventional kiam's image, by its own name, a mirror's, or a version before ours: it
+     knows none of the flags this chart gives it. Takes the same list. */}}
+{{- define "kiam.refuseConventionalImage" -}}
+{{- $half := index . 1 -}}
+{{- $image := (get (index . 0).Values $half).image -}}
+{{- $tag := $image.tag | default "" | toString -}}
+{{- if or (regexMatch "(^|/)(uswitch|bitnami)/kiam$" $image.repository) (and (contains "kiam" (base $image.repository)) (regexMatch "^v?[0-4]([.-]|$)" $tag)) -}}
+{{- fail (printf "%s.image is conventional kiam's (%s), which doesn't know this chart's flags: name an image built from deploy/Dockerfile" $half (list $image.repository $tag | compact | join ":")) -}}
 {{- end -}}
 {{- end -}}
 
 {{/* One half's image; takes the same list. */}}
 {{- define "kiam.image" -}}
+{{- include "kiam.refuseConventionalImage" . -}}
 {{- $root := index . 0 -}}
 {{- $image := (get $root.Values (index . 1)).image -}}
 {{- $tag := $image.tag | default $root.Chart.AppVersion | toString -}}
-{{- if include "kiam.conventionalImage" . -}}
-kiam:{{ $root.Chart.AppVersion }}
-{{- else if hasPrefix "sha256:" $tag -}}
+{{- if hasPrefix "sha256:" $tag -}}
 {{ $image.repository }}@{{ $tag }}
 {{- else -}}
 {{ $image.repository }}:{{ $tag }}
@@ -79,9 +81,16 @@ imagePullSecrets:
 {{- end -}}
 {{- end -}}
 
-{{/* A map of additional arguments as the CLI's flags. */}}
+{{/* Additional arguments as the CLI's flags: a map by name, or a list of flags with or without their dashes. */}}
 {{- define "kiam.extraArgs" -}}
+{{- if kindIs "slice" . }}
+{{- range . }}
+- {{ printf "--%s" (trimPrefix "--" .) | quote }}
+{{- end }}
+{{- else }}
 {{- range $name, $value := . }}
+{{- /* What kiam 3 called it. */ -}}
+{{- $name = eq $name "whitelist-route-regexp" | ternary "allow-route-regexp" $name }}
 {{- if kindIs "bool" $value }}
 - --{{ if not $value }}no-{{ end }}{{ $name }}
 {{- else if or (kindIs "invalid" $value) (eq (toString $value) "") }}
@@ -90,12 +99,15 @@ imagePullSecrets:
 - {{ printf "--%s=%s" $name (kindIs "float64" $value | ternary (toJson $value) (toString $value)) | quote }}
 {{- end }}
 {{- end }}
+{{- end }}
 {{- end -}}
 
-{{/* Additional environment variables: a list goes in as it is, a map as names and values. */}}
+{{/* Additional environment variables: a list as in a pod's env, or a map of names and values. */}}
 {{- define "kiam.extraEnv" -}}
 {{- if kindIs "slice" . -}}
-{{- toYaml . }}
+{{- range . }}
+- {{ hasKey . "value" | ternary (dict "name" .name "value" (toString .value)) . | toYaml | nindent 2 | trim }}
+{{- end }}
 {{- else }}
 {{- range $name, $value := . }}
 - name: {{ $name }}
@@ -104,19 +116,51 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* A map whose values must be texts, such as labels, of which numbers and booleans may come without quotes. */}}
+{{- define "kiam.texts" -}}
+{{- $texts := dict -}}
+{{- range $name, $value := . -}}
+{{- $_ := set $texts $name (kindIs "float64" $value | ternary (toJson $value) (toString $value)) -}}
+{{- end -}}
+{{- toYaml $texts -}}
+{{- end -}}
+
+{{/* Whether the server gets the host's certificates from sslCertHostPath: extraHostPathMounts, where they had to be named
+     before there was that value, go first. */}}
+{{- define "kiam.mountsSslCerts" -}}
+{{- $mounted := false -}}
+{{- range .extraHostPathMounts -}}
+{{- $mounted = or $mounted (eq (clean .mountPath) "/etc/ssl/certs") -}}
+{{- end -}}
+{{- if and .sslCertHostPath (not $mounted) -}}
+yes
+{{- end -}}
+{{- end -}}
+
+{{/* The name of an extra mount's volume, which is not to be one of the pod's own. Takes a list: half's values, name. */}}
+{{- define "kiam.extraVolumeName" -}}
+{{- $own := list "tls" "tmp" "xtables" "cgroup" -}}
+{{- if include "kiam.mountsSslCerts" (index . 0) -}}
+{{- $own = append $own "ssl-certs" -}}
+{{- end -}}
+{{ has (index . 1) $own | ternary "extra-" "" }}{{ index . 1 }}
+{{- end -}}
+
+{{/* The volumes of one half's extraHostPathMounts; takes its values. */}}
 {{- define "kiam.extraVolumes" -}}
-{{- range . }}
-- name: {{ .name }}
+{{- range .extraHostPathMounts }}
+- name: {{ include "kiam.extraVolumeName" (list $ .name) }}
   hostPath:
     path: {{ .hostPath }}
 {{- end }}
 {{- end -}}
 
+{{/* And their mounts. */}}
 {{- define "kiam.extraVolumeMounts" -}}
-{{- range . }}
-- name: {{ .name }}
+{{- range .extraHostPathMounts }}
+- name: {{ include "kiam.extraVolumeName" (list $ .name) }}
   mountPath: {{ .mountPath }}
-  readOnly: {{ dig "readOnly" true . }}
+  readOnly: {{ .readOnly }}
 {{- end }}
 {{- end -}}
 
