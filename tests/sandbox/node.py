@@ -321,12 +321,15 @@ class NodeInABox:
             self.agent.stop()
         files = self.pki.agent
         self.agent_flags = flags
+        # One that was killed can't have taken it away.
+        self.agent_ready.unlink(missing_ok=True)
         self.agent = self._start(
             "agent",
             *("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca)),
             *("--host", str(NODE_IPV4), "--port", str(AGENT_PORT), "--host-interface", self.net.interface_pattern),
             *("--server-address", f"localhost:{SERVER_PORT}"),
             *("--prometheus-listen-addr", f"0.0.0.0:{METRICS_PORT + 1}"),
+            *("--ready-file", str(self.agent_ready)),
             *self.dataplane_flags(),
             *flags,
             cpus=cpus,
@@ -334,6 +337,11 @@ class NodeInABox:
         if wait:
             self.wait_for_agent()
         return self.agent
+
+    @property
+    def agent_ready(self) -> Path:
+        """Exists while the agent serves."""
+        return self.directory / "agent-ready"
 
     def dataplane_flags(self) -> list[str]:
         """Flags of the agent that choose the box's dataplane."""
@@ -388,9 +396,7 @@ class NodeInABox:
         def serving() -> bool:
             if agent.returncode is not None:
                 raise RuntimeError(f"kiam agent ended with {agent.returncode}:\n{agent.output()[-4000:]}")
-            with contextlib.suppress(OSError):
-                return self.ask_agent("/ping").text == "pong"
-            return False
+            return self.agent_ready.exists()
 
         self._wait(agent, serving, "kiam agent to serve", timeout)
 

@@ -9,7 +9,8 @@ import struct
 
 from kiam.errors import UserError
 
-_BACKLOG = 1024
+BACKLOG = 1024
+"""Connections that wait to be taken; event loops listen once more, with a number of their own unless told one."""
 # asm-generic/socket.h; Python's socket module has no name for it.
 _SO_ATTACH_REUSEPORT_CBPF = 51
 # linux/bpf_common.h: BPF_RET | BPF_K.
@@ -31,7 +32,7 @@ def listen(port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setblocking(False)
         sock.bind(("::" if dual else "0.0.0.0", port))  # noqa: S104  # as the conventional agent; pods come from anywhere
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:

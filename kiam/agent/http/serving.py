@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kiam.agent.http.connection import PodServer
 from kiam.agent.http.handlers import Handlers
-from kiam.agent.http.listener import is_served, steer_away
+from kiam.agent.http.listener import BACKLOG, is_served, steer_away
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import AgentSettings
 from kiam.durations import format_duration
@@ -42,8 +42,7 @@ class Serving:
     async def start(self, sock: socket.socket) -> None:
         """Answer what comes in on a listening socket."""
         self._sock = sock
-        self._server = await asyncio.get_running_loop().create_server(self._pods, sock=sock)
-        log.info("serving pods on port %d", self._settings.port)
+        self._server = await asyncio.get_running_loop().create_server(self._pods, sock=sock, backlog=BACKLOG)
 
     async def until(self, stop: asyncio.Event) -> None:
         """Say that the agent is ready, wait, and hand over: no new connections, the open ones answered and closed.
@@ -52,6 +51,7 @@ class Serving:
         """
         assert self._sock is not None
         with _ready(self._settings.ready_file):
+            log.info("serving pods on port %d", self._settings.port)
             await stop.wait()
         drain_time = self._settings.drain_time
         log.info("stopping; open connections are answered for up to %s more", format_duration(drain_time))
