@@ -21,6 +21,7 @@ from kiam.cli.options import (
 )
 from kiam.durations import format_duration
 from kiam.errors import UserError
+from kiam.server.settings import DEFAULT_REFRESH, LEAST_LEFT, TOO_LATE, TOO_LATE_FIX
 
 if TYPE_CHECKING:
     from kiam.server.settings import ServerSettings
@@ -92,9 +93,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--session-refresh",
         type=duration,
-        default=timedelta(minutes=5),
         metavar="DURATION",
-        help="renew credentials that have so long to live",
+        help="renew credentials that have so long to live; default: 10m30s, so that pods get at least 10m",
     )
     parser.add_argument(
         "--assume-role-arn",
@@ -126,13 +126,19 @@ def check(arguments: argparse.Namespace) -> None:
     session = arguments.session_duration
     if not LEAST_SESSION <= session <= LONGEST_SESSION:
         raise UserError(f"--session-duration: {format_duration(session)} is not between 15m and 12h, which STS grants")
-    if not timedelta(0) <= arguments.session_refresh < session:
+    refresh = arguments.session_refresh
+    if refresh is not None and refresh >= session:
         raise UserError(
-            f"--session-refresh: {format_duration(arguments.session_refresh)} must be less than "
+            f"--session-refresh: {format_duration(refresh)} must be less than "
             f"--session-duration ({format_duration(session)})"
         )
     if arguments.sync <= timedelta(0):
         raise UserError("--sync: must be more than 0s; the default is 1m")
+
+
+def refreshes_late(arguments: argparse.Namespace) -> bool:
+    """Whether pods are handed credentials that current SDKs use past their end."""
+    return arguments.session_refresh is not None and arguments.session_refresh < LEAST_LEFT
 
 
 def make_config(arguments: argparse.Namespace) -> ServerSettings:
@@ -140,8 +146,12 @@ def make_config(arguments: argparse.Namespace) -> ServerSettings:
     from kiam.server.settings import ServerSettings
 
     check(arguments)
-    names = ServerSettings.__dataclass_fields__.keys() - {"tls"}
-    return ServerSettings(tls=tls_files(arguments), **{name: getattr(arguments, name) for name in names})
+    names = ServerSettings.__dataclass_fields__.keys() - {"tls", "session_refresh"}
+    return ServerSettings(
+        tls=tls_files(arguments),
+        session_refresh=DEFAULT_REFRESH if arguments.session_refresh is None else arguments.session_refresh,
+        **{name: getattr(arguments, name) for name in names},
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -155,7 +165,10 @@ def run(arguments: argparse.Namespace) -> int:
     from kiam.server.run import serve
 
     configure_logging(arguments.level, arguments.json_log)
+    log = logging.getLogger(__name__)
     for line in flags_without_effect(arguments):
-        logging.getLogger(__name__).warning("%s", line)
+        log.warning("%s", line)
+    if refreshes_late(arguments):
+        log.warning("--session-refresh=%s %s; %s", format_duration(arguments.session_refresh), TOO_LATE, TOO_LATE_FIX)
     uvloop.run(serve(config))
     return 0

@@ -15,8 +15,10 @@ from kiam.errors import UserError
 from kiam.grpc_metrics import ServerMetrics
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.aws.base_arn import detect_base_arn
-from kiam.server.aws.credentials import CredentialsManager, Metrics
-from kiam.server.aws.sts import BotoSTS, STSError
+from kiam.server.aws.contract import STSError
+from kiam.server.aws.credentials import CredentialsManager
+from kiam.server.aws.metrics import Metrics
+from kiam.server.aws.sts import BotoSTS
 from kiam.server.grpc.authorization import AnyNode, CertifiedNode
 from kiam.server.grpc.listener import listen, make_grpc_server
 from kiam.server.grpc.node_streams import NodeStreams
@@ -80,7 +82,9 @@ class Server:
             config.fetchers,
         )
         api = self._api = await KubeApi.connect(config.kubeconfig)
-        credentials = CredentialsManager(sts, config.fetchers, config.session_refresh, Metrics(self._registry))
+        credentials = CredentialsManager(
+            sts, config.fetchers, config.session_refresh, config.session_duration, Metrics(self._registry)
+        )
         service = self.service = Service(
             self._pods,
             self._namespaces,
@@ -134,7 +138,7 @@ class Server:
         self._judge = Judge(
             self._namespaces, base_arn, config.session, strict=not config.disable_strict_namespace_regexp
         )
-        Demand(self._pods, self._namespaces, self._judge, credentials.want, credentials.unwant)
+        Demand(self._pods, self._namespaces, self._judge, credentials)
         _spare_the_collector()
         watch_seconds = config.sync.total_seconds()
         namespaces = Reflector(api, NAMESPACES, self._namespaces, watch_seconds)

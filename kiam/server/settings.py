@@ -7,6 +7,16 @@ from datetime import timedelta
 
 from kiam.tls import TLSFiles
 
+LEAST_LEFT = timedelta(minutes=10)
+"""botocore takes credentials from instance metadata for hours-long ones. Those with less than about 20 minutes to live
+it takes for a sign of an outage, and uses for up to ten minutes before it asks again (``_evaluate_expiration`` of
+botocore's InstanceMetadataFetcher)."""
+DEFAULT_REFRESH = LEAST_LEFT + timedelta(seconds=30)
+"""``--session-refresh`` when it isn't set: renewal starts early enough for STS, a retry and the push to the nodes."""
+TOO_LATE = "leaves pods credentials with less than 10m to live, which current boto3 uses past their end"
+TOO_LATE_FIX = "leave --session-refresh out, or give it 10m or more (with --session-duration=1h: 25m)"
+"""What to say of a ``--session-refresh`` below LEAST_LEFT."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:

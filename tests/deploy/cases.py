@@ -315,6 +315,7 @@ CASES |= {
     "server.region": Case("eu-west-1", _server_arg("region", "eu-west-1")),
     "server.cache.syncInterval": Case("5m", _server_arg("sync", "5m")),
     "server.sessionDuration": Case("1h", _server_arg("session-duration", "1h")),
+    "server.sessionRefresh": Case("25m", _server_arg("session-refresh", "25m")),
     "server.nodeAuthorization": Case(True, _server_arg("node-authorization", "")),
     "server.disableStrictNamespaceRegexp": Case(True, _server_arg("disable-strict-namespace-regexp", "")),
     "server.keepaliveParams.time": Case("30s", _server_arg("grpc-keepalive-time-duration", "30s")),

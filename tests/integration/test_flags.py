@@ -61,7 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "--disable-strict-namespace-regexp": False,
         "--session": "kiam",
         "--session-duration": 15 * MINUTE,
-        "--session-refresh": 5 * MINUTE,
+        "--session-refresh": None,
         "--assume-role-arn": None,
         "--region": None,
         "--grpc-max-connection-idle-duration": 15 * MINUTE,

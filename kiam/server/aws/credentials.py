@@ -7,30 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from tenacity import RetryCallState, Retrying, wait_exponential_jitter
+from datetime import timedelta
 
 from kiam.identity import Identity
-from kiam.metrics import LATENCY_BUCKETS
 from kiam.rpc import kiam_pb2
-from kiam.server.aws.sts import STS, THROTTLING, Issued, STSError
+from kiam.server.aws.alarms import Alarms
+from kiam.server.aws.clock import Clock, SystemClock
+from kiam.server.aws.contract import STS, Issued, STSError
+from kiam.server.aws.lifetime import Held, backoff_delay, format_time, hold
+from kiam.server.aws.metrics import Metrics
+from kiam.server.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
-REFUSED_BACKOFF = wait_exponential_jitter(multiplier=2, max=60, jitter=1)
-"""Seconds between calls for one identity after AWS said no: a new role or trust policy takes AWS seconds to spread."""
-THROTTLED_BACKOFF = wait_exponential_jitter(multiplier=4, max=120, jitter=4)
-UNREACHABLE_BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)
-_RETRYING = Retrying()
-
 URGENT, BACKGROUND = 0, 1
+LATE_PATIENCE = 1.0
+"""Seconds that a pod waits for newer credentials when those held are good but have little time left."""
 
 
 class CredentialsUnavailableError(Exception):
@@ -42,68 +36,71 @@ class CredentialsUnavailableError(Exception):
         """Seconds until STS is asked again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Credentials held, and their document as every call and stream sends it."""
-
-    expires_at: float
-    """Unix time."""
-    message: kiam_pb2.Credentials
-
-
-class Metrics:
-    """Conventional kiam's metrics of its credentials cache and of STS."""
-
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        """Register them."""
-        self.size = Gauge("kiam_sts_cacheSize", "Credentials held.", registry=registry)
-        self.hits = Counter("kiam_sts_cache_hit", "Requests answered with credentials held.", registry=registry)
-        self.misses = Counter("kiam_sts_cache_miss", "Requests that had to wait for STS.", registry=registry)
-        self.errors = Counter("kiam_sts_issuing_errors", "AssumeRole calls that failed.", registry=registry)
-        self.timing = Histogram(
-            "kiam_sts_assumerole_timing_seconds",
-            "Duration of AssumeRole calls.",
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.current = Gauge("kiam_sts_assumerole_current", "AssumeRole calls under way.", registry=registry)
-
-
 class _Entry:
     """All there is to one identity."""
 
-    __slots__ = ("failed_until", "failures", "held", "identity", "message", "outcome", "queued", "timer", "wanted")
+    __slots__ = (
+        "failed_until",
+        "failures",
+        "held",
+        "identity",
+        "lines",
+        "message",
+        "namespaces",
+        "outcome",
+        "queued",
+        "settled_at",
+        "waited",
+    )
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.held: Held | None = None
-        self.wanted = False
+        self.namespaces: dict[str, None] = {}
+        """Of the pods that want it; empty: nobody does."""
         self.queued: int | None = None
+        """How urgently, while it waits for a fetcher."""
+        self.lines: set[str] = set()
+        """The namespaces in whose turn it is fetched."""
         self.outcome: asyncio.Future[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
         self.failures = 0
         self.failed_until = 0.0
+        self.settled_at = 0.0
         self.message = ""
+        self.waited = False
+        """Whether a pod waited for what is held."""
 
 
 class CredentialsManager:
     """The credentials of all identities, with at most ``fetchers`` AssumeRole calls at a time.
 
-    Used on the event loop only; STS's blocking calls run in threads. :meth:`run` does the fetching.
+    Who waits goes first; what is fetched ahead, and also those who wait, go by namespaces in turn. Used on the event
+    loop only; STS's blocking calls run in threads. :meth:`run` does the fetching.
     """
 
     def __init__(
-        self, sts: STS, fetchers: int, refresh: timedelta, metrics: Metrics, now: Callable[[], float] = time.time
+        self,
+        sts: STS,
+        fetchers: int,
+        refresh: timedelta,
+        longest: timedelta,
+        metrics: Metrics,
+        clock: Clock | None = None,
     ) -> None:
-        """``refresh``: how long before their expiry credentials are renewed at the latest (``--session-refresh``)."""
+        """``refresh``: how long before their expiry credentials are renewed at the latest (``--session-refresh``).
+
+        ``longest``: what STS is asked for (``--session-duration``), and so the longest that anything lives.
+        """
         self._sts = sts
         self._fetchers = fetchers
-        self._refresh = refresh.total_seconds()
+        self._refresh = refresh
+        self._longest = longest
         self._metrics = metrics
-        self._now = now
+        self._clock = clock or SystemClock()
         self._entries: dict[Identity, _Entry] = {}
-        self._queue: asyncio.PriorityQueue[tuple[int, int, _Entry]] = asyncio.PriorityQueue()
-        self._ticket = 0
+        self._queue: FairQueue[_Entry] = FairQueue()
+        self._queued = asyncio.Semaphore(0)
+        self._alarms: Alarms[Identity] = Alarms(self._clock, self._due, self._clock_was_set)
         self._on_issued: list[Callable[[Identity], None]] = []
         self._on_failed: list[Callable[[Identity], None]] = []
         metrics.size.set_function(lambda: sum(1 for entry in list(self._entries.values()) if entry.held))
@@ -117,69 +114,83 @@ class CredentialsManager:
         """Fetch what is wanted, for ever."""
         pool = ThreadPoolExecutor(self._fetchers, thread_name_prefix="sts")
         try:
-            async with asyncio.TaskGroup() as fetchers:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._alarms.run())
                 for _ in range(self._fetchers):
-                    fetchers.create_task(self._fetch_queued(pool))
+                    tasks.create_task(self._fetch_queued(pool))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def peek(self, identity: Identity) -> kiam_pb2.Credentials | None:
         """The credentials held and not expired. Never any other: what has expired would only fail in the pod."""
         entry = self._entries.get(identity)
-        if entry is None or entry.held is None or entry.held.expires_at <= self._now():
+        return entry.held.message if entry is not None and entry.held is not None and self._left(entry) > 0 else None
+
+    def ready(self, identity: Identity) -> kiam_pb2.Credentials | None:
+        """The credentials held, unless they have little time left and newer ones may be had."""
+        entry = self._entries.get(identity)
+        if entry is None or (self._is_late(entry) and not self._is_left_alone(entry)):
             return None
-        return entry.held.message
+        return self.peek(identity)
 
     def count_hit(self) -> None:
-        """Credentials that :meth:`peek` found were given to a pod."""
+        """Credentials that were :meth:`ready` were given to a pod."""
         self._metrics.hits.inc()
+
+    def count_push(self, identity: Identity) -> None:
+        """Credentials held were sent to a node."""
+        entry = self._entries.get(identity)
+        (self._metrics.misses if entry is not None and entry.waited else self._metrics.hits).inc()
 
     def failure(self, identity: Identity) -> CredentialsUnavailableError | None:
         """Why there are no (new) credentials, while STS is left alone after a failure."""
         entry = self._entries.get(identity)
-        if entry is None or not entry.failures:
-            return None
-        return CredentialsUnavailableError(entry.message, max(entry.failed_until - time.monotonic(), 0.0))
+        return None if entry is None or not entry.failures else self._unavailable(entry)
 
-    async def get(self, identity: Identity) -> kiam_pb2.Credentials:
-        """The identity's credentials: held, or issued now by a call that all who ask share.
+    async def get(self, identity: Identity, namespace: str = "") -> kiam_pb2.Credentials:
+        """The identity's credentials for a pod that waits: held, or issued now by a call that all who ask share.
 
         Raises CredentialsUnavailableError: at once while STS is left alone after a failure.
         """
-        held = self.peek(identity)
-        if held is not None:
+        ready = self.ready(identity)
+        if ready is not None:
             self.count_hit()
-            return held
+            return ready
         self._metrics.misses.inc()
         entry = self._entry(identity)
-        if entry.failures and time.monotonic() < entry.failed_until:
-            raise CredentialsUnavailableError(entry.message, entry.failed_until - time.monotonic())
-        await asyncio.shield(self._enqueue(entry, URGENT))
+        if self._is_left_alone(entry):
+            raise self._unavailable(entry)
+        outcome = self._enqueue(entry, URGENT, namespace)
+        if self.peek(identity) is None:
+            await asyncio.shield(outcome)
+        else:
+            await asyncio.wait({outcome}, timeout=LATE_PATIENCE)
         held = self.peek(identity)
         if held is None:
-            raise CredentialsUnavailableError(entry.message, max(entry.failed_until - time.monotonic(), 0.0))
+            raise self._unavailable(entry)
         return held
 
-    def want(self, identity: Identity) -> None:
-        """Have credentials ready from now on, whoever asks."""
-        entry = self._entry(identity)
-        if entry.wanted:
-            return
-        entry.wanted = True
-        if self.peek(identity) is None:
-            if time.monotonic() >= entry.failed_until:
-                self._enqueue(entry, BACKGROUND)
-        elif entry.held is not None:
-            self._set_timer(entry, renewal_delay(entry.held.expires_at - self._now(), self._refresh))
+    def want(self, identity: Identity, namespace: str = "", settle: float = 0.0) -> None:
+        """Have credentials ready from now on for pods of a namespace, whoever asks.
 
-    def unwant(self, identity: Identity) -> None:
-        """No active pod is left: renew no more, and forget the credentials when they have expired."""
-        entry = self._entries.get(identity)
-        if entry is None:
+        ``settle``: fetch them only if they are still wanted after so many seconds, or a pod waits.
+        """
+        entry = self._entry(identity)
+        if namespace in entry.namespaces:
             return
-        entry.wanted = False
-        if entry.outcome is None:
-            self._set_timer(entry, self._time_left(entry))
+        if not entry.namespaces:
+            entry.settled_at = self._clock.elapsed() + settle
+        entry.namespaces[namespace] = None
+        if entry.queued == BACKGROUND:
+            self._line_up(entry, namespace)
+        self._schedule(entry)
+
+    def unwant(self, identity: Identity, namespace: str = "") -> None:
+        """A namespace has no such pod left. Without any: renew no more, and forget the credentials at their end."""
+        entry = self._entries.get(identity)
+        if entry is not None:
+            entry.namespaces.pop(namespace, None)
+            self._schedule(entry)
 
     def _entry(self, identity: Identity) -> _Entry:
         entry = self._entries.get(identity)
@@ -187,32 +198,54 @@ class CredentialsManager:
             entry = self._entries[identity] = _Entry(identity)
         return entry
 
-    def _enqueue(self, entry: _Entry, urgency: int) -> asyncio.Future[None]:
+    def _left(self, entry: _Entry) -> float:
+        return entry.held.left(self._clock) if entry.held is not None else 0.0
+
+    def _is_late(self, entry: _Entry) -> bool:
+        return entry.held is None or self._left(entry) < entry.held.least_left
+
+    def _is_left_alone(self, entry: _Entry) -> bool:
+        return bool(entry.failures) and self._clock.elapsed() < entry.failed_until
+
+    def _unavailable(self, entry: _Entry) -> CredentialsUnavailableError:
+        return CredentialsUnavailableError(entry.message, max(entry.failed_until - self._clock.elapsed(), 0.0))
+
+    def _enqueue(self, entry: _Entry, urgency: int, *namespaces: str) -> asyncio.Future[None]:
         """Put an entry in the queue, or further ahead; the future is done when its call is, well or not."""
         if entry.outcome is None:
             entry.outcome = asyncio.get_running_loop().create_future()
-        elif entry.queued is None or entry.queued <= urgency:
+        elif entry.queued is None or entry.queued < urgency:
             return entry.outcome
-        entry.queued = urgency
-        self._ticket += 1
-        self._queue.put_nowait((urgency, self._ticket, entry))
+        if entry.queued != urgency:
+            entry.queued = urgency
+            entry.lines.clear()
+        self._alarms.cancel(entry.identity)
+        self._line_up(entry, *namespaces)
         return entry.outcome
+
+    def _line_up(self, entry: _Entry, *namespaces: str) -> None:
+        """Have a queued entry's turn come with that of each namespace, so that none waits for another's."""
+        assert entry.queued is not None, "it has been put in the queue"
+        for namespace in set(namespaces) - entry.lines:
+            entry.lines.add(namespace)
+            self._queue.put(entry.queued, namespace, entry)
+            self._queued.release()
 
     async def _fetch_queued(self, pool: ThreadPoolExecutor) -> None:
         while True:
-            urgency, _, entry = await self._queue.get()
-            # An entry that was moved ahead is in the queue twice.
+            await self._queued.acquire()
+            urgency, entry = self._queue.pop()
+            # An entry that was moved ahead, or that several namespaces want, is in the queue more than once.
             if entry.queued != urgency or entry.outcome is None:
                 continue
             entry.queued = None
-            if urgency == URGENT or entry.wanted:
-                await self._fetch(pool, entry)
-            else:
-                self._set_timer(entry, self._time_left(entry))
+            if urgency == URGENT or entry.namespaces:
+                await self._fetch(pool, entry, urgency)
             outcome, entry.outcome = entry.outcome, None
             outcome.set_result(None)
+            self._schedule(entry)
 
-    async def _fetch(self, pool: ThreadPoolExecutor, entry: _Entry) -> None:
+    async def _fetch(self, pool: ThreadPoolExecutor, entry: _Entry, urgency: int) -> None:
         with self._metrics.current.track_inprogress(), self._metrics.timing.time():
             try:
                 issued = await asyncio.get_running_loop().run_in_executor(pool, self._sts.assume_role, entry.identity)
@@ -223,24 +256,24 @@ class CredentialsManager:
                 failure = STSError(type(error).__name__, "internal error, see the server's log")
             else:
                 failure = None
-        if failure is None and issued.expires.timestamp() <= self._now():
+        if failure is None and issued.expires.timestamp() <= self._clock.wall():
             failure = STSError(
                 "Expired",
                 f"STS gave credentials that expired at {format_time(issued.expires)}; is the server's clock right?",
             )
         if failure is None:
+            entry.waited = urgency == URGENT
             self._take(entry, issued)
         else:
             self._back_off(entry, failure)
 
     def _take(self, entry: _Entry, issued: Issued) -> None:
-        entry.held = Held(issued.expires.timestamp(), _document(issued))
+        entry.held = hold(issued, self._refresh, self._longest, self._clock)
         entry.failures, entry.failed_until, entry.message = 0, 0.0, ""
-        lifetime = entry.held.expires_at - self._now()
         log.info(
-            "credentials issued", extra={"role": entry.identity.role_arn, "expires": entry.held.message.expiration}
+            "credentials issued",
+            extra={"pod.iam.role": entry.identity.role_arn, "expires": entry.held.message.expiration},
         )
-        self._set_timer(entry, renewal_delay(lifetime, self._refresh) if entry.wanted else max(lifetime, 0.0))
         for listener in self._on_issued:
             listener(entry.identity)
 
@@ -249,74 +282,40 @@ class CredentialsManager:
         entry.failures += 1
         entry.message = str(error)
         delay = backoff_delay(error.code, entry.failures)
-        entry.failed_until = time.monotonic() + delay
+        entry.failed_until = self._clock.elapsed() + delay
         log.warning(
-            "no credentials: %s", error, extra={"role": entry.identity.role_arn, "retry_after": f"{delay:.1f}s"}
+            "no credentials: %s", error, extra={"pod.iam.role": entry.identity.role_arn, "retry_after": f"{delay:.1f}s"}
         )
-        self._set_timer(entry, delay)
         for listener in self._on_failed:
             listener(entry.identity)
 
-    def _set_timer(self, entry: _Entry, delay: float) -> None:
-        if entry.timer is not None:
-            entry.timer.cancel()
-        entry.timer = asyncio.get_running_loop().call_later(delay, self._due, entry)
+    def _clock_was_set(self) -> None:
+        for entry in list(self._entries.values()):
+            self._schedule(entry)
 
-    def _due(self, entry: _Entry) -> None:
+    def _due(self, identity: Identity) -> None:
         """Time to renew, to ask again after a failure, or to forget."""
-        entry.timer = None
+        entry = self._entries.get(identity)
+        if entry is not None:
+            self._schedule(entry)
+
+    def _schedule(self, entry: _Entry) -> None:
+        """Do what is due about an entry, or set the alarm for when something will be."""
         if entry.outcome is not None:
             return
-        if entry.wanted:
-            self._enqueue(entry, BACKGROUND)
-        elif left := self._time_left(entry):
-            self._set_timer(entry, left)
+        seconds = self._seconds_until_due(entry)
+        if seconds > 0:
+            self._alarms.set(entry.identity, seconds)
+        elif entry.namespaces:
+            self._enqueue(entry, BACKGROUND, *entry.namespaces)
         else:
-            self._entries.pop(entry.identity, None)
+            self._alarms.cancel(entry.identity)
+            del self._entries[entry.identity]
 
-    def _time_left(self, entry: _Entry) -> float:
-        """Seconds for which an entry that nobody wants is kept: while its credentials are good, or STS is left alone.
-
-        Pods that come and go must not make the server forget that AWS has just refused their role.
-        """
-        good = entry.held.expires_at - self._now() if entry.held else 0.0
-        return max(good, entry.failed_until - time.monotonic(), 0.0)
-
-
-def renewal_delay(lifetime: float, refresh: float) -> float:
-    """Seconds until credentials with so many to live are renewed: before the last ``refresh`` of them begin.
-
-    Up to a tenth earlier, so that credentials issued together aren't renewed together. Credentials that live no
-    longer than ``refresh`` are renewed in the middle of their life.
-    """
-    spread = random.uniform(0.9, 1.0)  # noqa: S311  # spreads load, keeps no secret
-    return max((lifetime - refresh if lifetime > refresh else lifetime / 2) * spread, 1.0)
-
-
-def backoff_delay(code: str, failures: int) -> float:
-    """Seconds to leave STS alone about an identity, after so many failures in a row."""
-    state = RetryCallState(_RETRYING, None, (), {})
-    state.attempt_number = failures
-    if code in THROTTLING:
-        return float(THROTTLED_BACKOFF(state))
-    # botocore's own errors (no connection, timeout) are named after their class: EndpointConnectionError, ...
-    if code.endswith(("Error", "Unavailable", "InternalFailure")):
-        return float(UNREACHABLE_BACKOFF(state))
-    return float(REFUSED_BACKOFF(state))
-
-
-def format_time(moment: datetime) -> str:
-    """A time (UTC) as instance metadata writes it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _document(issued: Issued) -> kiam_pb2.Credentials:
-    return kiam_pb2.Credentials(
-        code="Success",
-        type="AWS-HMAC",
-        access_key_id=issued.access_key_id,
-        secret_access_key=issued.secret_access_key,
-        token=issued.token,
-        expiration=format_time(issued.expires),
-        last_updated=format_time(issued.issued),
-    )
+    def _seconds_until_due(self, entry: _Entry) -> float:
+        left_alone = entry.failed_until - self._clock.elapsed()
+        if not entry.namespaces:
+            # Pods that come and go must not make the server forget that AWS has just refused their role.
+            return max(self._left(entry), left_alone)
+        renewed = self._left(entry) - entry.held.renewed_left if entry.held is not None else 0.0
+        return max(renewed, left_alone, entry.settled_at - self._clock.elapsed())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import boto3
 import botocore.session
@@ -15,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
 
 from kiam.errors import UserError
 from kiam.identity import Identity
+from kiam.server.aws.contract import Issued, STSError
 
 log = logging.getLogger(__name__)
 
@@ -24,34 +24,6 @@ CONNECT_TIMEOUT = 3.0
 READ_TIMEOUT = 10.0
 OWN_SESSION_NAME = "kiam-server"
 """Of the role in --assume-role-arn."""
-THROTTLING = frozenset({"Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"})
-"""Codes of AWS's common errors that mean "ask less"."""
-
-
-class STSError(Exception):
-    """AWS refused (AccessDenied, Throttling, ...) or could not be reached; the text is for pods and Events."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """Credentials of a role, as STS gave them."""
-
-    access_key_id: str
-    secret_access_key: str = field(repr=False)
-    token: str = field(repr=False)
-    expires: datetime
-    issued: datetime
-
-
-class STS(Protocol):
-    """What the credentials manager asks."""
-
-    def assume_role(self, identity: Identity) -> Issued:
-        """Credentials of the identity's role; blocks. Raises STSError."""
 
 
 class BotoSTS:

@@ -134,9 +134,11 @@ class NodeStream:
         # Only for identities that a pod of this node may have: an agent's stream carries no other node's credentials.
         if identity not in self._pods_with:
             return None
-        held = self._hub.credentials.peek(identity)
+        # Those with little time left only if there will be no newer ones soon.
+        held = self._hub.credentials.ready(identity)
         if held is not None and held.expiration > self._sent_expiration.get(identity, ""):
             self._sent_expiration[identity] = held.expiration
+            self._hub.credentials.count_push(identity)
             return kiam_pb2.NodeUpdate(
                 credentials=kiam_pb2.IdentityCredentials(identity=_identity_message(identity), credentials=held)
             )

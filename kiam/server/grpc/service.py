@@ -13,6 +13,7 @@ import grpc
 from grpc import aio
 
 from kiam.addresses import canonical_address
+from kiam.identity import Identity
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
 from kiam.server.grpc.authorization import Authorization
@@ -102,6 +103,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                 f"role is longer than {LONGEST_ROLE} characters" if role else EMPTY_ROLE,
             )
         hold = _Hold(context)
+        issued_for: Identity | None = None
         while True:
             pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
             judge = self._judge()
@@ -112,12 +114,15 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             if not decision.allowed:
                 await self._refuse(pod, role, decision, context)
             identity = judge.identity(pod)
-            held = self._credentials.peek(identity)
+            waited = identity == issued_for
+            held = self._credentials.peek(identity) if waited else self._credentials.ready(identity)
             if held is not None:
-                self._credentials.count_hit()
+                if not waited:
+                    self._credentials.count_hit()
                 return held
             try:
-                await self._credentials.get(identity)
+                await self._credentials.get(identity, pod.namespace)
+                issued_for = identity
             except CredentialsUnavailableError as error:
                 self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
                 trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)

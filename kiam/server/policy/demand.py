@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+import time
+from collections.abc import Callable
+from typing import Protocol
 
 from kiam.identity import Identity
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge
 
+SETTLE_SECONDS, LONGEST_SETTLE_SECONDS = 1.0, 60.0
+"""A pod whose identity changes is left alone for a moment before STS is asked; the moment doubles with each change."""
+
+
+class Wanted(Protocol):
+    """Who has credentials ready: :class:`kiam.server.aws.credentials.CredentialsManager`."""
+
+    def want(self, identity: Identity, namespace: str, settle: float) -> None:
+        """Pods of a namespace want it, from in so many seconds."""
+
+    def unwant(self, identity: Identity, namespace: str) -> None:
+        """No pod of the namespace wants it any more."""
+
 
 class Demand:
-    """Counts the pods behind each identity; tells when the first comes and the last goes."""
+    """Counts a namespace's pods behind each identity; tells when the first comes and the last goes."""
 
     def __init__(
         self,
         pods: PodStore,
         namespaces: NamespaceStore,
         judge: Judge,
-        want: Callable[[Identity], None],
-        unwant: Callable[[Identity], None],
+        wanted: Wanted,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listens to the stores from now on; what they hold already is not looked at."""
         self._pods = pods
         self._judge = judge
-        self._want = want
-        self._unwant = unwant
-        self._identity_of: dict[str, Identity] = {}
-        self._pods_of: dict[Identity, set[str]] = {}
+        self._wanted = wanted
+        self._now = now
+        self._want_of: dict[str, tuple[Identity, str]] = {}
+        self._pods_with: dict[tuple[Identity, str], set[str]] = {}
+        self._changes: dict[str, tuple[int, float]] = {}
+        """How many changes of a pod's identity came one soon after the other, and when the last did."""
         pods.listen(self._pod_changed)
         namespaces.listen(self._namespace_changed)
-
-    def pods_of(self, identity: Identity) -> Set[str]:
-        """UIDs of the pods that want an identity."""
-        return self._pods_of.get(identity, frozenset())
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         pod = new or old
@@ -45,21 +58,40 @@ class Demand:
             self._update(pod.uid, pod)
 
     def _update(self, uid: str, pod: Pod | None) -> None:
-        wanted = self._judge.identity(pod) if pod and pod.role and self._judge.decide(pod, pod.role).allowed else None
-        before = self._identity_of.get(uid)
-        if wanted == before:
+        allowed = pod is not None and bool(pod.role) and self._judge.decide(pod, pod.role).allowed
+        wants = (self._judge.identity(pod), pod.namespace) if pod is not None and allowed else None
+        before = self._want_of.get(uid)
+        if pod is None:
+            self._changes.pop(uid, None)
+        if wants == before:
             return
-        if wanted is not None:
-            self._identity_of[uid] = wanted
-            uids = self._pods_of.setdefault(wanted, set())
+        if wants is not None:
+            self._want_of[uid] = wants
+            uids = self._pods_with.setdefault(wants, set())
             uids.add(uid)
+            settle = self._settle(uid)
             if len(uids) == 1:
-                self._want(wanted)
+                self._wanted.want(*wants, settle)
         else:
-            del self._identity_of[uid]
+            del self._want_of[uid]
         if before is not None:
-            uids = self._pods_of[before]
+            uids = self._pods_with[before]
             uids.discard(uid)
             if not uids:
-                del self._pods_of[before]
-                self._unwant(before)
+                del self._pods_with[before]
+                self._wanted.unwant(*before)
+
+    def _settle(self, uid: str) -> float:
+        """Seconds until a pod's new identity is worth a call: none for its first.
+
+        The attack stopped: whoever may patch a pod could have STS asked for another role with every patch, until AWS
+        throttles the account.
+        """
+        now = self._now()
+        if uid not in self._changes:
+            self._changes[uid] = (0, now)
+            return 0.0
+        count, last = self._changes[uid]
+        count = count + 1 if now - last < LONGEST_SETTLE_SECONDS else 1
+        self._changes[uid] = (count, now)
+        return min(SETTLE_SECONDS * 2.0 ** min(count - 1, 10), LONGEST_SETTLE_SECONDS)

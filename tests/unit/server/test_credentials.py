@@ -16,24 +16,36 @@ from prometheus_client import CollectorRegistry
 
 from kiam.identity import Identity
 from kiam.server.aws import credentials as module
-from kiam.server.aws.credentials import (
-    CredentialsManager,
-    CredentialsUnavailableError,
-    Metrics,
-    backoff_delay,
-    renewal_delay,
-)
-from kiam.server.aws.sts import Issued, STSError
+from kiam.server.aws import lifetime
+from kiam.server.aws.contract import Issued, STSError
+from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
+from kiam.server.aws.lifetime import backoff_delay, least_time_left, renewal_delay
+from kiam.server.aws.metrics import Metrics
 
 
 def identity(name: str = "app", session: str = "kiam-kiam", external_id: str = "") -> Identity:
     return Identity(f"arn:aws:iam::123456789012:role/{name}", session, external_id)
 
 
+class MovedClock:
+    """The real clocks, moved."""
+
+    def __init__(self) -> None:
+        self.set_by = 0.0
+        self.suspended = 0.0
+
+    def wall(self) -> float:
+        return time.time() + self.set_by + self.suspended
+
+    def elapsed(self) -> float:
+        return time.monotonic() + self.suspended
+
+
 class FakeSTS:
     """Answers as told, in the threads of the manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: MovedClock) -> None:
+        self.clock = clock
         self.calls: list[Identity] = []
         self.lifetime = timedelta(minutes=15)
         self.error: Exception | None = None
@@ -55,7 +67,7 @@ class FakeSTS:
         finally:
             with self._lock:
                 self.busy -= 1
-        now = datetime.now(UTC)
+        now = datetime.fromtimestamp(self.clock.wall(), UTC)
         return Issued(f"AKIA{number}", "secret", "token", now + self.lifetime, now)
 
 
@@ -63,11 +75,11 @@ class Bench:
     """A running manager, its STS and its metrics."""
 
     def __init__(self, fetchers: int) -> None:
-        self.sts = FakeSTS()
+        self.clock = MovedClock()
+        self.sts = FakeSTS(self.clock)
         self.registry = CollectorRegistry()
-        self.ahead = 0.0
         self.manager = CredentialsManager(
-            self.sts, fetchers, timedelta(minutes=5), Metrics(self.registry), now=lambda: time.time() + self.ahead
+            self.sts, fetchers, timedelta(minutes=5), timedelta(minutes=15), Metrics(self.registry), self.clock
         )
         self.issued: list[Identity] = []
         self.failed: list[Identity] = []
@@ -196,9 +208,9 @@ async def test_credentials_nobody_wants_are_not_renewed_and_forgotten_at_their_e
 async def test_expired_credentials_are_never_returned() -> None:
     async with running() as bench:
         first = await bench.manager.get(identity())
-        bench.ahead = 15 * 60 - 1
+        bench.clock.set_by = 15 * 60 - 1
         assert bench.manager.peek(identity()) == first
-        bench.ahead = 15 * 60 + 1
+        bench.clock.set_by = 15 * 60 + 1
         assert bench.manager.peek(identity()) is None
         bench.sts.error = STSError("AccessDenied", "no")
         with pytest.raises(CredentialsUnavailableError):
@@ -256,7 +268,7 @@ async def test_one_identity_refused_does_not_hold_up_another() -> None:
 
 
 async def test_failed_renewal_leaves_what_is_held_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "renewal_delay", lambda lifetime, refresh: 0.05)
+    monkeypatch.setattr(lifetime, "renewal_delay", lambda lifetime, refresh: 0.05)
     async with running() as bench:
         bench.manager.want(identity())
         await until(lambda: bench.issued)
@@ -304,7 +316,7 @@ def test_secrets_are_not_in_the_text_of_credentials() -> None:
 
 @given(st.floats(1, 43200), st.floats(0, 43200))
 def test_renewal_is_before_the_refresh_time_and_always_before_expiry(lifetime: float, refresh: float) -> None:
-    delay = renewal_delay(lifetime, refresh)
+    delay = renewal_delay(lifetime, least_time_left(lifetime, refresh))
     assert delay >= 1
     if lifetime > refresh:
         assert delay <= max(lifetime - refresh, 1)
@@ -321,3 +333,133 @@ def test_renewals_are_spread() -> None:
 def test_back_off_grows_and_is_bounded(code: str) -> None:
     delays = [backoff_delay(code, failures) for failures in (1, 4, 50)]
     assert 0 < delays[0] < delays[1] <= delays[2] <= 130
+
+
+async def test_clock_set_forward_has_what_is_wanted_renewed_at_once_though_nobody_asks() -> None:
+    async with running() as bench:
+        bench.manager.want(identity())
+        await until(lambda: bench.issued)
+        bench.clock.set_by = 20 * 60
+        assert bench.manager.peek(identity()) is None
+        await until(lambda: len(bench.issued) == 2)
+        assert bench.manager.peek(identity()) is not None
+
+
+async def test_end_of_a_suspension_has_what_is_wanted_renewed_at_once() -> None:
+    async with running() as bench:
+        bench.manager.want(identity())
+        await until(lambda: bench.issued)
+        bench.clock.suspended = 20 * 60
+        assert bench.manager.peek(identity()) is None
+        await until(lambda: len(bench.issued) == 2)
+
+
+async def test_whoever_asks_for_what_expired_by_a_step_waits_for_one_call_only() -> None:
+    async with running() as bench:
+        await bench.manager.get(identity())
+        bench.clock.set_by = 20 * 60
+        assert (await bench.manager.get(identity())).access_key_id == "AKIA2"
+        assert len(bench.sts.calls) == 2
+
+
+async def test_clock_set_back_makes_nothing_live_longer() -> None:
+    async with running() as bench:
+        await bench.manager.get(identity())
+        bench.clock.set_by = -3600
+        assert bench.manager.peek(identity()) is not None
+        bench.clock.suspended = 15 * 60 + 1
+        assert bench.manager.peek(identity()) is None
+
+
+async def test_step_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as bench:
+        bench.clock.set_by = 1200
+        await until(lambda: "the clock was set +1200 s" in caplog.text)
+        await asyncio.sleep(1.2)
+        assert caplog.text.count("the clock was set") == 1
+
+
+async def test_credentials_with_little_time_left_give_way_to_newer_ones() -> None:
+    async with running() as bench:
+        assert (await bench.manager.get(identity())).access_key_id == "AKIA1"
+        bench.clock.suspended = 10 * 60 + 1
+        assert bench.manager.ready(identity()) is None
+        assert (await bench.manager.get(identity())).access_key_id == "AKIA2"
+
+
+async def test_credentials_with_little_time_left_are_given_when_there_are_no_newer_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LATE_PATIENCE", 0.1)
+    async with running() as bench:
+        await bench.manager.get(identity())
+        bench.clock.suspended = 10 * 60 + 1
+        bench.sts.gate.clear()
+        assert (await bench.manager.get(identity())).access_key_id == "AKIA1", "STS hangs"
+        bench.sts.error = STSError("Throttling", "Rate exceeded")
+        bench.sts.gate.set()
+        await until(lambda: bench.failed)
+        assert (await bench.manager.get(identity())).access_key_id == "AKIA1", "STS refuses"
+        assert len(bench.sts.calls) == 2
+
+
+async def test_pod_that_comes_late_in_the_life_of_credentials_nobody_wanted_has_them_renewed_at_once() -> None:
+    async with running() as bench:
+        bench.manager.want(identity())
+        await until(lambda: bench.issued)
+        bench.manager.unwant(identity())
+        bench.clock.suspended = 11 * 60
+        bench.manager.want(identity())
+        await until(lambda: len(bench.issued) == 2)
+
+
+async def test_namespace_with_a_thousand_roles_does_not_hold_up_another_ones_prefetch() -> None:
+    async with running(fetchers=1) as bench:
+        bench.sts.gate.clear()
+        for number in range(1000):
+            bench.manager.want(identity(f"r{number}"), "greedy")
+        bench.manager.want(identity("r999"), "modest")
+        bench.manager.want(identity("other"), "modest")
+        bench.sts.gate.set()
+        await until(lambda: len(bench.issued) == 1001)
+        order = [one.role_arn.rpartition("/")[2] for one in bench.sts.calls]
+        assert order.index("r999") <= 3
+        assert order.index("other") <= 5
+        assert len(bench.sts.calls) == 1001
+
+
+async def test_pods_that_wait_by_the_thousand_do_not_hold_up_another_namespaces_pod() -> None:
+    async with running(fetchers=1) as bench:
+        bench.sts.gate.clear()
+        waiting = [asyncio.create_task(bench.manager.get(identity(f"r{number}"), "greedy")) for number in range(300)]
+        await until(lambda: bench.sts.calls)
+        modest = [asyncio.create_task(bench.manager.get(identity(name), "modest")) for name in ("r299", "other")]
+        await asyncio.sleep(0)
+        bench.sts.gate.set()
+        await asyncio.gather(*waiting, *modest)
+        order = [one.role_arn.rpartition("/")[2] for one in bench.sts.calls]
+        assert order.index("r299") <= 2
+        assert order.index("other") <= 4
+
+
+async def test_identity_that_is_to_settle_is_not_fetched_if_it_is_gone_by_then_nor_before_a_pod_waits() -> None:
+    async with running() as bench:
+        for number in range(50):
+            bench.manager.want(identity(f"r{number}"), "ns", settle=0.3)
+            bench.manager.unwant(identity(f"r{number}"), "ns")
+        bench.manager.want(identity("kept"), "ns", settle=0.3)
+        bench.manager.want(identity("awaited"), "ns", settle=60)
+        assert await bench.manager.get(identity("awaited"), "ns")
+        await until(lambda: len(bench.issued) == 2)
+        assert {one.role_arn.rpartition("/")[2] for one in bench.sts.calls} == {"awaited", "kept"}
+
+
+async def test_pushes_are_hits_if_no_pod_waited_for_what_is_pushed() -> None:
+    async with running() as bench:
+        bench.manager.want(identity("ahead"))
+        await until(lambda: bench.issued)
+        bench.manager.count_push(identity("ahead"))
+        await bench.manager.get(identity("awaited"))
+        bench.manager.count_push(identity("awaited"))
+        assert bench.metric("kiam_sts_cache_hit_total") == 1
+        assert bench.metric("kiam_sts_cache_miss_total") == 2

@@ -20,14 +20,23 @@ class Bench:
     def __init__(self) -> None:
         self.pods, self.namespaces = PodStore(), NamespaceStore()
         self.judge = Judge(self.namespaces, BASE, "kiam", strict=True)
+        self.time = 0.0
         self.log: list[tuple[str, Identity]] = []
         self.demand = Demand(
             self.pods,
             self.namespaces,
             self.judge,
-            lambda identity: self.log.append(("want", identity)),
-            lambda identity: self.log.append(("unwant", identity)),
+            self,
+            lambda: self.time,
         )
+        self.settles: list[float] = []
+
+    def want(self, identity: Identity, namespace: str, settle: float) -> None:
+        self.log.append(("want", identity))
+        self.settles.append(settle)
+
+    def unwant(self, identity: Identity, namespace: str) -> None:
+        self.log.append(("unwant", identity))
 
     def permit(self, expression: str) -> None:
         self.namespaces.put(Namespace("1", "ns", expression))
@@ -43,7 +52,6 @@ def bench() -> Bench:
 def test_first_pod_wants_and_last_pod_unwants(bench: Bench) -> None:
     bench.pods.put(POD)
     bench.pods.put(msgspec.structs.replace(POD, uid="v"))
-    assert bench.demand.pods_of(APP) == {"u", "v"}
     bench.pods.remove("u")
     assert bench.log == [("want", APP)]
     bench.pods.remove("v")
@@ -87,3 +95,33 @@ def test_spellings_of_one_role_are_one_identity(bench: Bench) -> None:
     for uid, role in (("1", "app"), ("2", "/app"), ("3", f"{BASE}app")):
         bench.pods.put(msgspec.structs.replace(POD, uid=uid, role=role))
     assert bench.log == [("want", APP)]
+
+
+def test_first_identity_is_fetched_at_once_and_changes_settle_ever_longer(bench: Bench) -> None:
+    for number in range(10):
+        bench.pods.put(msgspec.structs.replace(POD, role=f"r{number}"))
+        bench.time += 0.1
+    assert bench.settles == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    bench.time += 61
+    bench.pods.put(msgspec.structs.replace(POD, role="calm"))
+    assert bench.settles[-1] == 1
+
+
+def test_change_of_one_pod_does_not_hold_up_another_one(bench: Bench) -> None:
+    for role in ("a", "b", "c"):
+        bench.pods.put(msgspec.structs.replace(POD, role=role))
+    bench.pods.put(msgspec.structs.replace(POD, uid="v", role="d"))
+    assert bench.settles[-1] == 0
+    bench.pods.remove("u")
+    bench.pods.put(POD)
+    assert bench.settles[-1] == 0, "forgotten with the pod"
+
+
+def test_each_namespace_wants_for_itself() -> None:
+    bench = Bench()
+    bench.namespaces.put(Namespace("1", "ns", ".*"))
+    bench.namespaces.put(Namespace("2", "other", ".*"))
+    bench.pods.put(POD)
+    bench.pods.put(msgspec.structs.replace(POD, uid="v", namespace="other"))
+    bench.pods.remove("u")
+    assert bench.log == [("want", APP), ("want", APP), ("unwant", APP)]

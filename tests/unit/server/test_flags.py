@@ -25,11 +25,11 @@ def parse(directory: Path, *flags: str) -> ServerSettings:
 BASE = "--role-base-arn=arn:aws:iam::123456789012:role/"
 
 
-def test_defaults_are_the_conventional_ones(tmp_path: Path) -> None:
+def test_defaults_are_the_conventional_ones_but_for_the_refresh(tmp_path: Path) -> None:
     config = parse(tmp_path, BASE)
     assert (config.bind, config.kubeconfig, config.sync) == ("localhost:9610", "", timedelta(minutes=1))
     assert (config.fetchers, config.session) == (8, "kiam")
-    assert (config.session_duration, config.session_refresh) == (timedelta(minutes=15), timedelta(minutes=5))
+    assert (config.session_duration, config.session_refresh) == (timedelta(minutes=15), timedelta(seconds=630))
     assert (config.assume_role_arn, config.region) == ("", "")
     assert not config.disable_strict_namespace_regexp
     assert not config.node_authorization
@@ -67,3 +67,8 @@ def test_values_that_cannot_be_read_are_refused(tmp_path: Path, flag: str, capsy
     with pytest.raises(SystemExit):
         parse(tmp_path, *([] if "base" in flag else [BASE]), flag)
     assert f"argument {flag.partition('=')[0]}: '{flag.partition('=')[2]}' is not" in capsys.readouterr().err
+
+
+def test_refresh_that_is_set_is_honoured(tmp_path: Path) -> None:
+    assert parse(tmp_path, BASE, "--session-refresh=5m").session_refresh == timedelta(minutes=5)
+    assert parse(tmp_path, BASE, "--session-refresh=0s").session_refresh == timedelta(0)

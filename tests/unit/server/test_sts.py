@@ -6,7 +6,8 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from kiam.errors import UserError
-from kiam.server.aws.sts import BotoSTS, STSError, _to_sts_error
+from kiam.server.aws.contract import STSError
+from kiam.server.aws.sts import BotoSTS, _to_sts_error
 
 
 @pytest.fixture(autouse=True)
