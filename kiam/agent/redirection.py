@@ -34,6 +34,7 @@ def wanted_state(settings: DataplaneSettings, host: IPv4Address | IPv6Address, p
         settings.host_network,
         settings.agent_cgroup,
         settings.iptables_backend,
+        settings.forward_from,
     )
 
 

@@ -37,6 +37,7 @@ class DataplaneSettings:
     host6: IPv6Address | None = None
     agent_cgroup: str | None = None
     iptables_backend: IptablesBackend = IptablesBackend.AUTO
+    forward_from: InterfacePattern | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,7 @@ def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
         arguments.host6,
         arguments.agent_cgroup,
         arguments.iptables_backend,
+        arguments.forward_metadata,
     )
 
 

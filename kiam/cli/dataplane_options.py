@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from kiam.cli.options import flag_type
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.errors import UserError
-from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend, parse_forward_metadata
 
 
 def _port(text: str) -> int:
@@ -76,6 +76,13 @@ def add_redirect(parser: argparse.ArgumentParser) -> None:
         "(default: the pod this command runs in)",
     )
     parser.add_argument(
+        "--forward-metadata",
+        type=flag_type(parse_forward_metadata, "policy"),
+        metavar="drop|allow:INTERFACE",
+        help="what the node does with metadata traffic it would forward for others than pods: drop (default), or let "
+        "through what comes in on that interface",
+    )
+    parser.add_argument(
         "--iptables-backend",
         type=IptablesBackend,
         choices=tuple(IptablesBackend),
@@ -103,6 +110,7 @@ def find_wanted_state(arguments: argparse.Namespace) -> WantedState | None:
         arguments.host_network,
         arguments.agent_cgroup,
         arguments.iptables_backend,
+        arguments.forward_metadata,
     )
 
 

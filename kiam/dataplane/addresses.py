@@ -42,6 +42,16 @@ def _require_unicast(address: IPv4Address | IPv6Address, flag: str) -> None:
         raise UserError(f"{flag} {address} can't be reached from pods: give an address of the node's network interface")
 
 
+def _check_forwarding(wanted: WantedState) -> None:
+    # "!eth0" and "+" fit nearly every interface, so there the interface named has the last word.
+    forward, pods = wanted.forward_from, wanted.interface
+    if forward is not None and pods.name and not pods.inverted and forward.overlaps(pods):
+        raise UserError(
+            f"--forward-metadata=allow:{forward} names interfaces of pods ({pods}), which would get the node's "
+            "credentials: name the interface of what isn't a pod"
+        )
+
+
 def check_addresses(wanted: WantedState) -> None:
     """Refuse to lead pods to an address that isn't this node's. Raises UserError.
 
@@ -56,5 +66,6 @@ def check_addresses(wanted: WantedState) -> None:
                 f"{flag} {address} is not an address of this node (see 'ip address'): give the node's own, and run "
                 "this in the node's network namespace (hostNetwork: true)"
             )
+    _check_forwarding(wanted)
     if not 1 <= wanted.port <= 65535:
         raise UserError(f"--port {wanted.port} is not a port: give one from 1 to 65535")

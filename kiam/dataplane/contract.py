@@ -4,6 +4,9 @@ Every dataplane works from one immutable :class:`WantedState` and gives pods the
 
 - TCP to 169.254.169.254:80 lands on the agent, with the pod's own source address;
 - everything else from a pod to a metadata address is dropped, so that nothing reaches the node's credentials;
+- whatever the node forwards to or from a metadata address is dropped, on every interface and after decapsulation: the
+  addresses are link-local, and nobody forwards those (RFC 3927, section 2.7). So an interface pattern that matches no
+  pod means refused, never the node's role;
 - the host's own traffic, the agent's first of all, is left alone.
 """
 
@@ -42,6 +45,10 @@ class WantedState:
     """
     iptables_backend: IptablesBackend = IptablesBackend.AUTO
     """Only the iptables dataplane reads it."""
+    forward_from: InterfacePattern | None = None
+    """The interface of something that isn't a pod (a virtual machine, say) for which the node does forward metadata
+    traffic, and which isn't redirected. None: nothing is forwarded. Never inverted, never every interface.
+    """
 
 
 class Condition(enum.StrEnum):
@@ -74,7 +81,7 @@ class Counters:
 
     redirects: int = 0
     drops: Mapping[str, int] | None = None
-    """By reason, such as ``other-port``, ``other-protocol``, ``ipv6``, ``host-network``, ``bypass``."""
+    """By reason: ``other-port``, ``other-protocol``, ``other-interface``, ``ipv6``, ``host-network``, ``bypass``."""
 
 
 class Dataplane(Protocol):

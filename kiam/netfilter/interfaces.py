@@ -49,6 +49,36 @@ class InterfacePattern:
     def __str__(self) -> str:
         return ("!" if self.inverted else "") + self.name + ("+" if self.wildcard else "")
 
+    def overlaps(self, other: InterfacePattern) -> bool:
+        """Whether some interface name fits both patterns."""
+        if self.inverted and other.inverted:
+            return True
+        if self.inverted or other.inverted:
+            inside, outside = (other, self) if self.inverted else (self, other)
+            return not _within(inside, outside)
+        return _within(self, other) or _within(other, self)
+
 
 EVERY_INTERFACE = InterfacePattern("", wildcard=True)
 """``+`` on the command line; rules for it name no interface."""
+
+
+def _within(one: InterfacePattern, other: InterfacePattern) -> bool:
+    # Both taken without their "!": whether every interface of one is among the other's.
+    return one.name.startswith(other.name) if other.wildcard else not one.wildcard and one.name == other.name
+
+
+def parse_forward_metadata(text: str) -> InterfacePattern | None:
+    """Read ``drop`` (None) or ``allow:<interface>``. Raises ValueError with a line that says what is wrong.
+
+    Neither an inverted pattern nor every interface: one forgotten interface of pods, and they have the node's role.
+    """
+    if text == "drop":
+        return None
+    verb, colon, interface = text.partition(":")
+    if verb != "allow" or not colon:
+        raise ValueError(f"'{text}' is neither drop nor allow:<interface>; write it like allow:virbr0")
+    pattern = InterfacePattern.parse(interface)
+    if pattern.inverted or not pattern.name:
+        raise ValueError(f"'{interface}' would forward for interfaces you can't name; write it like allow:virbr0")
+    return pattern

@@ -178,21 +178,6 @@ class Packet:
     """Whether the node itself has the destination address (``-m addrtype --dst-type LOCAL``)."""
 
 
-def _within(one: InterfacePattern, other: InterfacePattern) -> bool:
-    # Both taken without their "!": whether every interface of one is among the other's.
-    return one.name.startswith(other.name) if other.wildcard else not one.wildcard and one.name == other.name
-
-
-def overlap(one: InterfacePattern, other: InterfacePattern) -> bool:
-    """Whether some interface name fits both patterns."""
-    if one.inverted and other.inverted:
-        return True
-    if one.inverted or other.inverted:
-        inside, outside = (other, one) if one.inverted else (one, other)
-        return not _within(inside, outside)
-    return _within(one, other) or _within(other, one)
-
-
 def _in_network(value: str, address: IPv4Address | IPv6Address) -> bool:
     plain, _, length = value.partition("/")
     if length == str(address.max_prefixlen):
@@ -239,7 +224,7 @@ def could_match(rule: Rule, packet: Packet) -> bool:
             continue
         if flag == "-i":
             name = value.removesuffix("+")
-            if not overlap(InterfacePattern(name, value.endswith("+"), inverted), packet.interface):
+            if not packet.interface.overlaps(InterfacePattern(name, value.endswith("+"), inverted)):
                 return False
         elif (known := _matches(flag, value, packet)) is not None and known is inverted:
             return False

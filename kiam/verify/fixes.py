@@ -64,6 +64,8 @@ class Mends:
             words.append(f"--agent-cgroup={wanted.agent_cgroup}")
         if wanted.iptables_backend is not IptablesBackend.AUTO:
             words.append(f"--iptables-backend={wanted.iptables_backend}")
+        if wanted.forward_from is not None:
+            words.append(f"--forward-metadata=allow:{wanted.forward_from}")
         return shlex.join(words)
 
     def for_interface(self, pattern: InterfacePattern) -> str:

@@ -302,6 +302,11 @@ CASES |= {
         {f"{c}.args[--host-network]": "deny" for c in (AGENT_CONTAINER, INIT_CONTAINER)},
         at("agent.dataplane", "ebpf"),
     ),
+    "agent.forwardMetadata": Case(
+        "allow:virbr0",
+        {f"{c}.args[--forward-metadata]": "allow:virbr0" for c in (AGENT_CONTAINER, INIT_CONTAINER)},
+        _WITH_DATAPLANE,
+    ),
     "agent.host.iptablesRemoveOnShutdown": Case(True, _agent_arg("dataplane-remove", ""), _WITH_DATAPLANE),
     "agent.deepLivenessProbe": Case(True, {f"{AGENT_CONTAINER}.livenessProbe.httpGet.path": "/health?deep=1"}),
     "server.gatewayTimeoutCreation": Case("5s", _health("gateway-timeout-creation", "5s")),

@@ -189,6 +189,7 @@ def test_a_typo_in_a_name_is_an_error_that_names_it(values: Values, complaint: s
         ("agent.host.iptables", "yes", "/agent/host/iptables': value must be one of true, false, 'true', 'false'"),
         ("agent.dataplane", "bpf", "/agent/dataplane': value must be one of 'none', 'iptables', 'nftables', 'ebpf'"),
         ("agent.hostNetworkPods", "allow", "/agent/hostNetworkPods': value must be one of"),
+        ("agent.forwardMetadata", "allow:!eth0", "/agent/forwardMetadata': 'allow:!eth0' does not match pattern"),
         ("agent.log.level", "warning", "/agent/log/level': value must be one of"),
         (
             "agent.updateStrategy",

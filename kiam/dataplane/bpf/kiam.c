@@ -43,6 +43,7 @@
 #define DROP 2      // TC_ACT_SHOT and TCX_DROP
 
 #define MAX_POD_CGROUPS 4
+#define MAX_FORWARD 4
 
 // What the counters mean: kiam.dataplane.ebpf.state names them in this order.
 enum count {
@@ -75,6 +76,7 @@ struct config {
     u32 host_ip6[4];
     u32 has_ip6;
     u32 host_network;
+    u32 forward_from[MAX_FORWARD]; // indexes of interfaces whose packets may be forwarded; 0: none
     struct cgroup_place agent;
     struct cgroup_place pods[MAX_POD_CGROUPS];
     u8 digest[16];
@@ -123,11 +125,14 @@ static inline int origin_of(struct bpf_sock_addr *ctx, struct config *config)
     return HOST;
 }
 
-enum verdict { VERDICT_REFUSE, VERDICT_REDIRECT, VERDICT_HOST };
+enum verdict { VERDICT_REFUSE = REFUSE, VERDICT_HOST = ALLOW, VERDICT_REDIRECT };
 
 static inline int decide(struct bpf_sock_addr *ctx, struct config *config)
 {
-    int origin = origin_of(ctx, config);
+    int origin;
+    if (!config)
+        return VERDICT_REFUSE;
+    origin = origin_of(ctx, config);
     if (origin == HOST)
         return VERDICT_HOST;
     if (origin == HOST_NETWORK_POD && config->host_network == HOST_NETWORK_DENY) {
@@ -174,13 +179,9 @@ int kiam_connect4(struct bpf_sock_addr *ctx)
     if (ctx->user_ip4 != METADATA_IP4)
         return ALLOW;
     config = the_config();
-    if (!config)
-        return REFUSE;
     verdict = decide(ctx, config);
-    if (verdict == VERDICT_HOST)
-        return ALLOW;
-    if (verdict == VERDICT_REFUSE)
-        return REFUSE;
+    if (!config || verdict != VERDICT_REDIRECT)
+        return verdict;
     remember(ctx, config->host_ip4, 0, 0, 0, config->port);
     ctx->user_ip4 = config->host_ip4;
     ctx->user_port = config->port;
@@ -209,13 +210,9 @@ int kiam_connect6(struct bpf_sock_addr *ctx)
     if (!mapped && !is_metadata6(ctx))
         return ALLOW;
     config = the_config();
-    if (!config)
-        return REFUSE;
     verdict = decide(ctx, config);
-    if (verdict == VERDICT_HOST)
-        return ALLOW;
-    if (verdict == VERDICT_REFUSE)
-        return REFUSE;
+    if (!config || verdict != VERDICT_REDIRECT)
+        return verdict;
     if (mapped) {
         remember(ctx, 0, 0, MAPPED_IP6_2, config->host_ip4, config->port);
         ctx->user_ip6[3] = config->host_ip4;
@@ -398,6 +395,22 @@ static inline int opens_or_carries(struct __sk_buff *skb, u8 version)
     return tcp[1] & TCP_SYN || length != header + (tcp[0] >> 4) * 4;
 }
 
+// Whether a forwarded packet came in on an interface that --forward-metadata=allow names. The kernel sets the index
+// anew wherever a packet comes in, from a tunnel too, so a pod can't choose it.
+static inline int may_be_forwarded(struct __sk_buff *skb)
+{
+    struct config *config = the_config();
+    u32 index = skb->ingress_ifindex;
+    if (!config || !index)
+        return 0;
+#pragma unroll
+    for (int i = 0; i < MAX_FORWARD; i++) {
+        if (config->forward_from[i] == index)
+            return 1;
+    }
+    return 0;
+}
+
 // On the devices by which packets leave the node: what gets there for a metadata address has to come from a socket of the
 // host's own. Some pods' packets never pass the host's network stack, where the guard is: Cilium's eBPF host routing,
 // macvlan, ipvlan.
@@ -430,6 +443,8 @@ int kiam_uplink(struct __sk_buff *skb)
 
     // Forwarded packets have no socket. Another protocol than these could hide TCP behind an extension header.
     sk = skb->sk;
+    if (!sk && may_be_forwarded(skb))
+        return CONTINUE;
     if (sk && (protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6))
         return CONTINUE;
     if (sk && protocol == IPPROTO_TCP) {

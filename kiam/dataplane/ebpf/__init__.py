@@ -15,7 +15,7 @@ from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.contract import Condition, Counters, Inspection, WantedState
 from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
-from kiam.dataplane.ebpf.hooks import detach_all, find_ours, open_cgroup, open_maps
+from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps
 from kiam.dataplane.ebpf.inspection import find_problems, read_back
 from kiam.dataplane.ebpf.request import write_request
 from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, UPLINK_HOOK
@@ -71,7 +71,7 @@ class EbpfDataplane:
                 for program in device.programs
             ]
             lines += [f"table inet {TABLE}"] if guarded else []
-            problems = [] if wanted is None else find_problems(ours, node.configuration(wanted, cgroup))
+            problems = [] if wanted is None else _problems(ours, wanted, cgroup)
             installed = read_back(ours)
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
         return Inspection(condition, lines, problems, installed)
@@ -90,6 +90,10 @@ class EbpfDataplane:
 
     def _cgroup(self) -> Path:
         return self._given_cgroup or node.attach_point()
+
+
+def _problems(ours: list[Attachment], wanted: WantedState, cgroup: Path) -> list[str]:
+    return find_problems(ours, node.configuration(wanted, cgroup), Guard(wanted.forward_from))
 
 
 def _run_loader(line: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.netfilter.interfaces import InterfacePattern
 
 TABLE = "kiam_ebpf"
 _FAMILY = "inet"
@@ -27,9 +28,17 @@ _BEFORE_ALL = -310
 _LOOPBACK = "lo"
 
 
-def _rule(chain: str, *matches: dict[str, Any]) -> dict[str, Any]:
-    expression = [*({"match": match} for match in matches), {"counter": _COUNTER}, {"drop": None}]
-    return {"rule": {"family": _FAMILY, "table": TABLE, "chain": chain, "expr": expression}}
+def _drop(chain: str, *matches: dict[str, Any]) -> dict[str, Any]:
+    return _rule(chain, *({"match": match} for match in matches), {"counter": _COUNTER}, {"drop": None})
+
+
+def _pass(chain: str, key: str, interface: InterfacePattern) -> dict[str, Any]:
+    name = interface.name + ("*" if interface.wildcard else "")
+    return _rule(chain, {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": name}}, {"accept": None})
+
+
+def _rule(chain: str, *expression: dict[str, Any]) -> dict[str, Any]:
+    return {"rule": {"family": _FAMILY, "table": TABLE, "chain": chain, "expr": list(expression)}}
 
 
 def _chain(name: str, hook: str, priority: int) -> dict[str, Any]:
@@ -41,17 +50,22 @@ def _address(protocol: str, field: str, address: str) -> dict[str, Any]:
     return {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": address}
 
 
-def wanted_objects() -> list[dict[str, Any]]:
-    """The table's contents in libnftables' JSON (libnftables-json(5))."""
+def wanted_objects(forward_from: InterfacePattern | None = None) -> list[dict[str, Any]]:
+    """The table's contents in libnftables' JSON (libnftables-json(5)).
+
+    ``forward_from``: interfaces for which the node may forward metadata traffic.
+    """
     from_outside = {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": _LOOPBACK}
     addresses = (("ip", str(METADATA_IPV4)), ("ip6", str(METADATA_IPV6)))
     return [
         {"counter": {"family": _FAMILY, "table": TABLE, "name": _COUNTER}},
         _chain(_REQUESTS, "prerouting", _BEFORE_ALL),
         _chain(_ANSWERS, "forward", _BEFORE_ALL),
-        *(_rule(_REQUESTS, from_outside, _address(protocol, "daddr", address)) for protocol, address in addresses),
+        *([_pass(_REQUESTS, "iifname", forward_from)] if forward_from else []),
+        *(_drop(_REQUESTS, from_outside, _address(protocol, "daddr", address)) for protocol, address in addresses),
         # A request may have left by a way of its own, past this namespace; its answer is not to get in.
-        *(_rule(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
+        *([_pass(_ANSWERS, "oifname", forward_from)] if forward_from else []),
+        *(_drop(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
     ]
 
 
@@ -97,22 +111,34 @@ def _essence(listed: list[dict[str, Any]]) -> list[str]:
 class Guard:
     """The table in this thread's network namespace."""
 
+    def __init__(self, forward_from: InterfacePattern | None = None) -> None:
+        """``forward_from``: see :func:`wanted_objects`; only installing and comparing go by it."""
+        self._wanted = wanted_objects(forward_from)
+
     def is_present(self) -> bool:
         """Whether there is a table of ours, right or wrong."""
         return bool(_listed())
 
     def is_right(self) -> bool:
         """Whether the table holds exactly what it has to."""
-        return _essence(_listed()) == _essence(wanted_objects())
+        return _essence(_listed()) == _essence(self._wanted)
+
+    def forwards_from(self) -> InterfacePattern | None:
+        """The interfaces the table lets metadata traffic through for."""
+        for one in _listed():
+            match one.get("rule"):
+                case {"chain": chain, "expr": [{"match": {"right": str(name)}}, {"accept": _}]} if chain == _REQUESTS:
+                    return InterfacePattern(name.removesuffix("*"), name.endswith("*"))
+        return None
 
     def install(self) -> None:
         """Make the table what it has to be, in one transaction; its counter goes on where it was. Raises UserError."""
         listed = _listed()
-        if _essence(listed) == _essence(wanted_objects()):
+        if _essence(listed) == _essence(self._wanted):
             return
         table = {"table": {"family": _FAMILY, "name": TABLE}}
         commands: list[dict[str, Any]] = [{"add": table}, {"delete": table}, {"add": table}]
-        for wanted in wanted_objects():
+        for wanted in self._wanted:
             if "counter" in wanted:
                 packets, octets = self._counted(listed)
                 wanted = {"counter": {**wanted["counter"], "packets": packets, "bytes": octets}}

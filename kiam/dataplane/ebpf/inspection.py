@@ -11,7 +11,7 @@ from kiam.dataplane.ebpf.state import UPLINK_HOOK, Config, differences, wanted_h
 from kiam.netfilter.interfaces import EVERY_INTERFACE
 
 
-def find_problems(ours: list[Attachment], wanted: Config) -> list[str]:
+def find_problems(ours: list[Attachment], wanted: Config, guard: Guard) -> list[str]:
     """What of the kernel's state isn't as wanted, one line each."""
     problems = []
     hooks = wanted_hooks(wanted.host_network)
@@ -26,7 +26,7 @@ def find_problems(ours: list[Attachment], wanted: Config) -> list[str]:
         lines = ["the programs are another version's"] if found is None else differences(wanted, found)
         problems += [line for line in lines if line not in problems]
     problems += _uplink_problems()
-    if not Guard().is_right():
+    if not guard.is_right():
         problems.append(f"the guard, nftables' table inet {TABLE}, is missing or changed")
     return problems
 
@@ -48,6 +48,7 @@ def read_back(ours: list[Attachment]) -> WantedState | None:
         host_address6=found.host_address6,
         host_network=found.host_network,
         agent_cgroup=agent,
+        forward_from=Guard().forwards_from(),
     )
 
 

@@ -126,7 +126,9 @@ def install(wanted: WantedState, cgroup: Path) -> None:
         ours = find_ours(descriptor)
         known = read_configs(ours)
         config = _keep_agent(config, known)
-        if not find_problems(ours, config) and all(one is not None and one.agent == config.agent for one in known):
+        if not find_problems(ours, config, Guard(wanted.forward_from)) and all(
+            one is not None and one.agent == config.agent for one in known
+        ):
             return
         module = _compile()
         if config.host_netns is None:
@@ -138,11 +140,10 @@ def install(wanted: WantedState, cgroup: Path) -> None:
             bpf.update(instructed, 0, config.pack())
             bpf.freeze(instructed)
             programs = {hook: _load(module, hook) for hook in wanted_hooks(wanted.host_network)}
-            _activate(descriptor, programs, _load(module, UPLINK_HOOK))
+            _activate(descriptor, programs, _load(module, UPLINK_HOOK), Guard(wanted.forward_from))
 
 
-def _activate(cgroup: int, programs: dict[Hook, int], on_uplinks: int) -> None:
-    guard = Guard()
+def _activate(cgroup: int, programs: dict[Hook, int], on_uplinks: int, guard: Guard) -> None:
     was_guarded = guard.is_present()
     guard.install()
     try:

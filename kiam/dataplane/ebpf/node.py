@@ -19,8 +19,9 @@ from kiam.dataplane.cgroups import (
     require_pod_cgroups,
 )
 from kiam.dataplane.contract import HostNetwork, WantedState
-from kiam.dataplane.ebpf.state import MAX_POD_CGROUPS, CgroupPlace, Config, source_digest
+from kiam.dataplane.ebpf.state import MAX_FORWARD, MAX_POD_CGROUPS, CgroupPlace, Config, source_digest
 from kiam.errors import UserError
+from kiam.netfilter.interfaces import InterfacePattern
 
 CGROUP_VARIABLE = "KIAM_EBPF_CGROUP"
 """Names a cgroup to attach to instead of the root of the hierarchy: only processes below it are redirected."""
@@ -104,6 +105,19 @@ def _agent_cgroup(wanted: WantedState) -> Cgroup | None:
     return own_pod_cgroup(root) if wanted.agent_cgroup is None else named_cgroup(root, wanted.agent_cgroup)
 
 
+def forwarding_interfaces(pattern: InterfacePattern | None) -> tuple[int, ...]:
+    """Indexes of the interfaces there are that a pattern fits. Raises UserError if they are too many."""
+    found = tuple(
+        sorted(index for index, name in socket.if_nameindex() if pattern is not None and pattern.matches(name))
+    )
+    if len(found) > MAX_FORWARD:
+        raise UserError(
+            f"--forward-metadata=allow:{pattern} fits {len(found)} interfaces, the eBPF dataplane supports at most "
+            f"{MAX_FORWARD}: use --dataplane=nftables"
+        )
+    return found
+
+
 def configuration(wanted: WantedState, cgroup: Path) -> Config:
     """What the programs have to be told here and now. Raises UserError."""
     host_network_matters = wanted.host_network is not HostNetwork.IGNORE
@@ -117,4 +131,5 @@ def configuration(wanted: WantedState, cgroup: Path) -> Config:
         agent=None if agent is None else CgroupPlace(agent.cgroup_id, agent.level),
         pods=pod_cgroups(cgroup, required=True) if host_network_matters else (),
         digest=source_digest(),
+        forward_from=forwarding_interfaces(wanted.forward_from),
     )

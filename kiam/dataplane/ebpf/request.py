@@ -22,6 +22,7 @@ def write_request(wanted: WantedState, cgroup: Path) -> str:
             "interface": str(wanted.interface),
             "host_network": wanted.host_network.value,
             "agent_cgroup": wanted.agent_cgroup,
+            "forward_from": None if wanted.forward_from is None else str(wanted.forward_from),
         }
     )
 
@@ -29,7 +30,7 @@ def write_request(wanted: WantedState, cgroup: Path) -> str:
 def parse_request(line: str) -> tuple[WantedState, Path]:
     """What ``write_request`` wrote."""
     fields: dict[str, Any] = json.loads(line)
-    address6 = fields["host_address6"]
+    address6, forward_from = fields["host_address6"], fields["forward_from"]
     wanted = WantedState(
         host_address=IPv4Address(fields["host_address"]),
         port=fields["port"],
@@ -37,5 +38,6 @@ def parse_request(line: str) -> tuple[WantedState, Path]:
         host_address6=None if address6 is None else IPv6Address(address6),
         host_network=HostNetwork(fields["host_network"]),
         agent_cgroup=fields["agent_cgroup"],
+        forward_from=None if forward_from is None else InterfacePattern.parse(forward_from),
     )
     return wanted, Path(fields["cgroup"])

@@ -53,7 +53,8 @@ DROP_REASONS = {1: "other-port", 2: "other-protocol", 3: "ipv6", 4: "host-networ
 """Index in the counters' map: reason (``enum count`` in kiam.c)."""
 
 MAX_POD_CGROUPS = 4
-_LAYOUT = struct.Struct("=QI2s2x16sII" + "QII" * (1 + MAX_POD_CGROUPS) + "16s")
+MAX_FORWARD = 4
+_LAYOUT = struct.Struct(f"=QI2s2x16sII{MAX_FORWARD}I" + "QII" * (1 + MAX_POD_CGROUPS) + "16s")
 CONFIG_SIZE = _LAYOUT.size
 
 _HOST_NETWORK = {HostNetwork.IGNORE: 0, HostNetwork.DENY: 1, HostNetwork.REDIRECT: 2}
@@ -82,6 +83,8 @@ class Config:
     pods: tuple[CgroupPlace, ...]
     digest: bytes
     """Of the source the programs were compiled from."""
+    forward_from: tuple[int, ...] = ()
+    """Indexes of the interfaces whose packets may be forwarded to the metadata addresses."""
 
     def pack(self) -> bytes:
         """The bytes of ``struct config``."""
@@ -96,6 +99,7 @@ class Config:
             self.host_address6.packed if self.host_address6 else bytes(16),
             int(self.host_address6 is not None),
             _HOST_NETWORK[self.host_network],
+            *(*self.forward_from, *[0] * MAX_FORWARD)[:MAX_FORWARD],
             *(field for place in places for field in place),
             self.digest,
         )
@@ -106,7 +110,7 @@ class Config:
         if len(raw) != CONFIG_SIZE:
             raise ValueError(f"a configuration of {len(raw)} bytes is another version's")
         host_netns, address, port, address6, has_address6, host_network, *rest = _LAYOUT.unpack(raw)
-        *fields, digest = rest
+        forward_from, (*fields, digest) = rest[:MAX_FORWARD], rest[MAX_FORWARD:]
         places = [
             CgroupPlace(fields[index], fields[index + 1]) if fields[index + 2] else None
             for index in range(0, len(fields), 3)
@@ -121,6 +125,7 @@ class Config:
             agent=places[0],
             pods=tuple(place for place in places[1:] if place is not None),
             digest=digest,
+            forward_from=tuple(index for index in forward_from if index),
         )
 
 
@@ -147,6 +152,8 @@ def differences(wanted: Config, found: Config) -> list[str]:
         if is_value != wanted_value:
             label = name.replace("_", " ").replace("address6", "IPv6 address")
             problems.append(f"{label} is {is_value or 'none'}, wanted is {wanted_value or 'none'}")
+    if found.forward_from != wanted.forward_from:
+        problems.append("the interfaces for which metadata traffic is forwarded are others by now")
     if set(found.pods) != set(wanted.pods):
         problems.append("kubelet's cgroup has been made anew since the programs were installed")
     return problems

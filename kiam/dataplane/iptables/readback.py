@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from kiam.dataplane.contract import HostNetwork, WantedState
-from kiam.dataplane.iptables.rules import HOST_NETWORK, own_hooks
+from kiam.dataplane.iptables.rules import HOST_NETWORK, TO_METADATA, own_hooks
 from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern, IptablesBackend
 from kiam.netfilter.xtables import Rule, Ruleset
 
@@ -37,6 +37,7 @@ def read_back(ruleset: Ruleset, backend: IptablesBackend, ipv6: bool, so_far: Wa
         host_network=_host_network(ruleset),
         agent_cgroup=_agent_cgroup(ruleset),
         iptables_backend=backend,
+        forward_from=_forward_from(ruleset),
     )
 
 
@@ -60,6 +61,13 @@ def _interface(rule: Rule) -> InterfacePattern:
     place = rule.words.index("-i")
     inverted = place > 0 and rule.words[place - 1] == "!"
     return InterfacePattern(name.removesuffix("+"), name.endswith("+"), inverted)
+
+
+def _forward_from(ruleset: Ruleset) -> InterfacePattern | None:
+    chain = ruleset.get("mangle", {}).get(TO_METADATA, ())
+    # An older version of ours let lo pass there.
+    passing = (_interface(rule) for rule in chain if rule.target == "RETURN")
+    return next((interface for interface in passing if interface.name != "lo"), None)
 
 
 def _host_network(ruleset: Ruleset) -> HostNetwork:

@@ -5,16 +5,17 @@ Three kinds of rules, for each address family:
 - ``nat PREROUTING``: the documented redirect, its text exactly the documentation's, so no comment marks it as ours.
   What makes it ours is a copy of it in the chain ``KIAM-INSTALLED``, which no packet ever visits.
 - ``mangle FORWARD`` and ``mangle INPUT``: after the nat table a packet that was redirected carries the agent's address,
-  so whatever a pod sends that still carries the metadata address has got past the redirect, one way or another, and is
-  dropped: other ports and protocols, packets that conntrack calls INVALID or doesn't track (nat never sees those),
-  connections older than the redirect. mangle and not filter, because CNI plugins keep accepting rules on top of filter.
+  so whatever still carries the metadata address has got past the redirect, one way or another, and is dropped: other
+  ports and protocols, packets that conntrack calls INVALID or doesn't track (nat never sees those), connections older
+  than the redirect. On every interface: a pod's packet may come out of a tunnel's, or of one that the pattern doesn't
+  match. mangle and not filter, because CNI plugins keep accepting rules on top of filter.
 - ``mangle POSTROUTING`` and ``nat OUTPUT``: pods on the host network, when they are to be denied or redirected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from kiam.dataplane.cgroups import HostPods
@@ -90,9 +91,16 @@ def _reason(chain: str, reason: str, *match: str) -> Rule:
     return Rule(chain, (*match, "-m", "comment", "--comment", reason, "-j", "DROP"))
 
 
-def _loopback_passes(chain: str, interface: InterfacePattern) -> tuple[Rule, ...]:
-    # "!eth0" fits lo as well, and what comes in on lo is the host's own.
-    return (Rule(chain, ("-i", "lo", "-j", "RETURN")),) if interface.matches("lo") else ()
+def _allowed(chain: str, flag: str, wanted: WantedState) -> tuple[Rule, ...]:
+    if wanted.forward_from is None:
+        return ()
+    return (Rule(chain, (*_interface_words(flag, wanted.forward_from), "-j", "RETURN")),)
+
+
+def _not_of_pods(chain: str, pods: InterfacePattern) -> tuple[Rule, ...]:
+    if not pods.name:
+        return ()
+    return (_reason(chain, "other-interface", *_interface_words("-i", replace(pods, inverted=not pods.inverted))),)
 
 
 def _from_pod_pods(cgroups: HostPods, chain: str, match: Sequence[str]) -> tuple[Rule, ...]:
@@ -109,9 +117,12 @@ def _agent_passes(cgroups: HostPods) -> tuple[Rule, ...]:
 
 def nat_rules(wanted: WantedState, host_pods: HostPods, ipv6: bool) -> TableRules:
     """What the nat table has to hold."""
-    redirect = redirect_rule(wanted, ipv6)
-    chains: dict[str, tuple[Rule, ...]] = {INSTALLED: (Rule(INSTALLED, redirect.words),)}
-    hooks: tuple[Rule, ...] = (redirect,)
+    hooks: tuple[Rule, ...] = (redirect_rule(wanted, ipv6),)
+    if wanted.forward_from is not None:
+        # The documented rule's text stays, so what it isn't for has to leave ahead of it.
+        interface = _interface_words("-i", wanted.forward_from)
+        hooks = (Rule("PREROUTING", ("-d", _metadata(ipv6), *interface, "-j", "ACCEPT")), *hooks)
+    chains: dict[str, tuple[Rule, ...]] = {INSTALLED: tuple(Rule(INSTALLED, rule.words) for rule in hooks)}
     if wanted.host_network is HostNetwork.REDIRECT and (not ipv6 or wanted.host_address6 is not None):
         chains[HOST_NETWORK] = (*_agent_passes(host_pods), Rule(HOST_NETWORK, (*_HTTP, *_to_agent(wanted, ipv6))))
         hooks += _from_pod_pods(host_pods, "OUTPUT", ("-d", _metadata(ipv6), *_HTTP))
@@ -125,19 +136,20 @@ def mangle_rules(wanted: WantedState, host_pods: HostPods, ipv6: bool) -> TableR
     chains: dict[str, tuple[Rule, ...]] = {
         INSTALLED: (),
         TO_METADATA: (
-            *_loopback_passes(TO_METADATA, wanted.interface),
+            *_allowed(TO_METADATA, "-i", wanted),
+            *_not_of_pods(TO_METADATA, wanted.interface),
             _reason(TO_METADATA, "ipv6" if refused else "bypass", *_HTTP),
             _reason(TO_METADATA, "ipv6" if refused else "other-port", "-p", "tcp"),
             _reason(TO_METADATA, "ipv6" if refused else "other-protocol"),
         ),
         # What the real service answers: to a request that left the node by a way nobody thought of.
-        FROM_METADATA: (_reason(FROM_METADATA, "bypass"),),
+        FROM_METADATA: (*_allowed(FROM_METADATA, "-o", wanted), _reason(FROM_METADATA, "bypass")),
     }
-    incoming = ("-d", address, *_interface_words("-i", wanted.interface), "-j", TO_METADATA)
     hooks: tuple[Rule, ...] = (
-        Rule("FORWARD", incoming),
-        Rule("FORWARD", ("-s", address, *_interface_words("-o", wanted.interface), "-j", FROM_METADATA)),
-        Rule("INPUT", incoming),
+        Rule("FORWARD", ("-d", address, "-j", TO_METADATA)),
+        Rule("FORWARD", ("-s", address, "-j", FROM_METADATA)),
+        # A node may have the address itself. What comes in on lo is the host's own.
+        Rule("INPUT", ("-d", address, "!", "-i", "lo", "-j", TO_METADATA)),
     )
     if wanted.host_network is not HostNetwork.IGNORE:
         # After the OUTPUT hooks, so that what nat OUTPUT redirected doesn't carry this address any more.
@@ -202,10 +214,11 @@ def taken_first(
     if packet is None:
         return None
     ahead: list[Rule] = []
+    ours = own_hooks(table)
     for other in table.get(rule.chain, ()):
         if other == rule:
             break
-        if not (other.target or "").startswith(PREFIX):
+        if other not in ours:
             ahead.append(other)
     return next(takers(table, ahead, packet), None)
 

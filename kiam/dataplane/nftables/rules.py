@@ -5,17 +5,18 @@ One table, ``inet kiam``, so that nothing of anybody else's is touched:
 - ``pods-redirect`` (nat, prerouting) and ``host-pods-redirect`` (nat, output) lead to the agent. Of several nat chains
   on one hook the one of the lowest priority number is asked first, and the first that translates decides
   (net/netfilter/nf_nat_core.c), so theirs is lower than dstnat (-100), where iptables' and kube-proxy's chains are.
-- ``pods-guard`` (filter, prerouting) comes after all translation: what a pod sends that still carries a metadata
-  address then got past the redirect, one way or another, and is dropped. ``answers-guard`` (filter, forward) drops what
-  the real service answers a pod, to a request that left the node by a way nobody thought of. ``host-pods-guard``
+- ``pods-guard`` (filter, prerouting) comes after all translation: what comes in that still carries a metadata address
+  then got past the redirect, one way or another, and is dropped. On every interface but ``lo``: a pod's packet may come
+  out of a tunnel's, or of one that the pattern doesn't match. ``answers-guard`` (filter, forward) drops what the real
+  service answers anybody but the host, to a request that left the node by a way nobody thought of. ``host-pods-guard``
   (filter, output) is the same for pods on the host network. An accept in somebody else's chain doesn't skip these.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ GUARD_PRIORITY = -90
 """Behind all translation, which happens at -100 whatever a nat chain's own priority is."""
 
 REDIRECTS = "redirects"
-DROP_REASONS = ("bypass", "other-port", "other-protocol", "ipv6", "host-network")
+DROP_REASONS = ("bypass", "other-port", "other-protocol", "other-interface", "ipv6", "host-network")
 COUNTERS = (REDIRECTS, *DROP_REASONS)
 
 NFT_CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -132,11 +133,19 @@ def _cgroup_comment(cgroup: Cgroup) -> str:
     return f"cgroup {cgroup.cgroup_id} level {cgroup.level}"
 
 
-def _loopback_passes(pattern: InterfacePattern) -> tuple[NftRule, ...]:
-    # "!eth0" fits lo as well, and what comes in on lo is the host's own.
-    if not pattern.matches("lo"):
+_FROM_OUTSIDE = _match({"meta": {"key": "iifname"}}, "lo", 'iifname != "lo"', "!=")
+"""What comes in on lo is the host's own."""
+
+
+def _allowed(key: str, wanted: WantedState) -> tuple[NftRule, ...]:
+    return () if wanted.forward_from is None else (NftRule((*_interface(key, wanted.forward_from), _RETURN)),)
+
+
+def _not_of_pods(pods: InterfacePattern, to: Part) -> tuple[NftRule, ...]:
+    if not pods.name:
         return ()
-    return (NftRule((_match({"meta": {"key": "iifname"}}, "lo", 'iifname "lo"'), _RETURN)),)
+    others = _interface("iifname", replace(pods, inverted=not pods.inverted))
+    return (NftRule((_FROM_OUTSIDE, *others, to, _count("other-interface"), _DROP)),)
 
 
 def _agent_address(wanted: WantedState, ipv6: bool) -> IPv4Address | IPv6Address | None:
@@ -145,25 +154,32 @@ def _agent_address(wanted: WantedState, ipv6: bool) -> IPv4Address | IPv6Address
 
 def _redirect_chain(wanted: WantedState) -> NftChain:
     rules = [
-        NftRule(
-            (
-                *_interface("iifname", wanted.interface),
-                _address("daddr", ipv6),
-                _HTTP,
-                _count(REDIRECTS),
-                _translate(address, wanted.port),
-            )
-        )
-        for ipv6 in (False, True)
-        if (address := _agent_address(wanted, ipv6)) is not None
+        *_allowed("iifname", wanted),
+        *_redirects(wanted),
     ]
     return NftChain("pods-redirect", "nat", "prerouting", REDIRECT_PRIORITY, tuple(rules))
 
 
-def _guard_chain(wanted: WantedState) -> NftChain:
-    rules = list(_loopback_passes(wanted.interface))
+def _redirects(wanted: WantedState) -> Iterator[NftRule]:
     for ipv6 in (False, True):
-        pod = (*_interface("iifname", wanted.interface), _address("daddr", ipv6))
+        if (address := _agent_address(wanted, ipv6)) is not None:
+            yield NftRule(
+                (
+                    *_interface("iifname", wanted.interface),
+                    _address("daddr", ipv6),
+                    _HTTP,
+                    _count(REDIRECTS),
+                    _translate(address, wanted.port),
+                )
+            )
+
+
+def _guard_chain(wanted: WantedState) -> NftChain:
+    rules = list(_allowed("iifname", wanted))
+    for ipv6 in (False, True):
+        to = _address("daddr", ipv6)
+        rules += _not_of_pods(wanted.interface, to)
+        pod = (_FROM_OUTSIDE, to)
         if _agent_address(wanted, ipv6) is None:
             # Refused at once, so that a program that prefers IPv6 falls back to IPv4 without waiting.
             rules.append(NftRule((*pod, _HTTP, _count("ipv6"), _RESET)))
@@ -176,9 +192,8 @@ def _guard_chain(wanted: WantedState) -> NftChain:
 
 
 def _answers_chain(wanted: WantedState) -> NftChain:
-    pod = _interface("oifname", wanted.interface)
-    rules = [NftRule((*pod, _address("saddr", ipv6), _count("bypass"), _DROP)) for ipv6 in (False, True)]
-    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, tuple(rules))
+    rules = [NftRule((_address("saddr", ipv6), _count("bypass"), _DROP)) for ipv6 in (False, True)]
+    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, (*_allowed("oifname", wanted), *rules))
 
 
 def _agent_passes(host_pods: HostPods) -> tuple[NftRule, ...]:

@@ -18,6 +18,9 @@ from typing import Any
 
 TIMEOUT = 1.0
 IPPROTO_MPTCP = 262
+ETH_P_IP = 0x0800
+ETH_P_IPV6 = 0x86DD
+TUNNEL_ID = 7
 CONNECTIONS: dict[str, socket.socket] = {}
 LOAD: dict[str, Any] = {}
 
@@ -205,18 +208,48 @@ def raw_segment(source: str, address: str, port: int, flags: str, good_checksum:
         raw.sendto(segment, (address, 0))
 
 
-def packet_socket_segment(source: str, address: str, port: int, flags: str, interface: str, gateway_mac: str) -> None:
-    """Send a TCP segment, IP header and all, through a packet socket, which skips the pod's own IP layer."""
+def _packet(source: str, address: str, port: int, flags: str) -> tuple[int, bytes]:
     segment = _segment(source, address, port, flags, b"GET / HTTP/1.0\r\n\r\n", True)
     if ":" in address:
         ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, address)
-        packet = struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + ends + segment
-        protocol = 0x86DD
+        return ETH_P_IPV6, struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + ends + segment
+    ends = socket.inet_aton(source) + socket.inet_aton(address)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 1, 0, 64, 6, 0) + ends
+    return ETH_P_IP, header[:10] + struct.pack("!H", _checksum(header)) + header[12:] + segment
+
+
+def tunnelled(kind: str, endpoint: str, mac: str, source: str, address: str) -> None:
+    """Send a SYN for port 80 of ``address`` inside a tunnel's packet to ``endpoint``; ``mac``: the far end's."""
+    protocol, packet = _packet(source, address, 80, "syn")
+    frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("0a0000000099") + struct.pack("!H", protocol) + packet
+    if kind == "vxlan":  # RFC 7348
+        _send_datagram(endpoint, 8472, struct.pack("!II", 0x08 << 24, TUNNEL_ID << 8) + frame)
+    elif kind == "geneve":  # RFC 8926
+        _send_datagram(endpoint, 6081, struct.pack("!HHI", 0, 0x6558, TUNNEL_ID << 8) + frame)
+    elif kind == "gre":  # RFC 2784
+        _send_raw(endpoint, socket.IPPROTO_GRE, struct.pack("!HH", 0, protocol) + packet)
+    elif kind == "ip":  # RFC 2003 and 4213: IPIP, sit and ip6tnl
+        _send_raw(endpoint, socket.IPPROTO_IPV6 if protocol == ETH_P_IPV6 else socket.IPPROTO_IPIP, packet)
     else:
-        ends = socket.inet_aton(source) + socket.inet_aton(address)
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 1, 0, 64, 6, 0) + ends
-        packet = header[:10] + struct.pack("!H", _checksum(header)) + header[12:] + segment
-        protocol = 0x0800
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            tag = 0 if kind == "vlan 0" else TUNNEL_ID
+            raw.send(frame[:12] + struct.pack("!HH", 0x8100, tag) + frame[12:])
+
+
+def _send_datagram(address: str, port: int, payload: bytes) -> None:
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sender:
+        sender.sendto(payload, (address, port))
+
+
+def _send_raw(address: str, protocol: int, payload: bytes) -> None:
+    with socket.socket(_family(address), socket.SOCK_RAW, protocol) as raw:
+        raw.sendto(payload, (address, 0))
+
+
+def packet_socket_segment(source: str, address: str, port: int, flags: str, interface: str, gateway_mac: str) -> None:
+    """Send a TCP segment, IP header and all, through a packet socket, which skips the pod's own IP layer."""
+    protocol, packet = _packet(source, address, port, flags)
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol) as raw:
         raw.sendto(packet, (interface, protocol, 0, 0, bytes.fromhex(gateway_mac.replace(":", ""))))
 

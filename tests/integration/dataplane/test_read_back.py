@@ -22,6 +22,7 @@ WANTED = {
     "inverted": replace(PLAIN, port=3100, interface=InterfacePattern.parse("!eth0")),
     "every interface": replace(PLAIN, interface=EVERY_INTERFACE),
     "one interface, IPv6": replace(PLAIN, interface=InterfacePattern.parse("weave"), host_address6=NODE_IPV6),
+    "forwarding": replace(PLAIN, forward_from=InterfacePattern.parse("virbr+")),
     "deny": replace(PLAIN, host_network=HostNetwork.DENY),
     "redirect": replace(PLAIN, host_network=HostNetwork.REDIRECT, host_address6=IPv6Address(NODE_IPV6)),
 }

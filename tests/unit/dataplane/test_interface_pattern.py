@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiam.netfilter.interfaces import InterfacePattern
-from kiam.netfilter.xtables import overlap
+from kiam.netfilter.interfaces import InterfacePattern, parse_forward_metadata
 
 NAMES = st.text("abc0", min_size=1, max_size=4)
 PATTERNS = st.builds(InterfacePattern, NAMES, st.booleans(), st.booleans())
@@ -50,12 +49,25 @@ def test_every_pattern_reads_back(pattern: InterfacePattern) -> None:
 @given(PATTERNS, PATTERNS, NAMES)
 def test_patterns_that_share_a_name_overlap(one: InterfacePattern, other: InterfacePattern, name: str) -> None:
     if one.matches(name) and other.matches(name):
-        assert overlap(one, other)
-        assert overlap(other, one)
+        assert one.overlaps(other)
+        assert other.overlaps(one)
 
 
 @given(PATTERNS, PATTERNS)
 def test_patterns_that_overlap_share_a_name(one: InterfacePattern, other: InterfacePattern) -> None:
     stems = {one.name, other.name, "zz"}
     names = stems | {stem + tail for stem in stems for tail in ("z", "zz")}
-    assert overlap(one, other) == any(one.matches(name) and other.matches(name) for name in names)
+    assert one.overlaps(other) == any(one.matches(name) and other.matches(name) for name in names)
+
+
+def test_forwarding_is_dropped_or_allowed_for_an_interface_by_name() -> None:
+    assert parse_forward_metadata("drop") is None
+    assert parse_forward_metadata("allow:virbr+") == InterfacePattern("virbr", wildcard=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "allow", "allow:", "deny:virbr0", "virbr0", "allow:!eth0", "allow:+", "allow:a b"]
+)
+def test_forwarding_for_interfaces_nobody_named_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write it like"):
+        parse_forward_metadata(text)

@@ -80,19 +80,34 @@ def test_over_ipv6_pods_are_led_to_the_agent_or_to_a_closed_port() -> None:
 def test_what_gets_past_the_redirect_is_dropped_by_reason() -> None:
     rules = table_rules("mangle", WANTED, NOBODY, ipv6=False)
     assert [str(rule) for rule in rules.hooks] == [
-        "-A FORWARD -d 169.254.169.254/32 -i cali+ -j KIAM-TO-METADATA",
-        "-A FORWARD -s 169.254.169.254/32 -o cali+ -j KIAM-FROM-METADATA",
-        "-A INPUT -d 169.254.169.254/32 -i cali+ -j KIAM-TO-METADATA",
+        "-A FORWARD -d 169.254.169.254/32 -j KIAM-TO-METADATA",
+        "-A FORWARD -s 169.254.169.254/32 -j KIAM-FROM-METADATA",
+        "-A INPUT -d 169.254.169.254/32 ! -i lo -j KIAM-TO-METADATA",
     ]
-    assert [rule.comment for rule in rules.chains[TO_METADATA]] == ["bypass", "other-port", "other-protocol"]
+    reasons = [rule.comment for rule in rules.chains[TO_METADATA]]
+    assert reasons == ["other-interface", "bypass", "other-port", "other-protocol"]
     assert {rule.target for chain in (TO_METADATA, FROM_METADATA) for rule in rules.chains[chain]} == {"DROP"}
 
 
-def test_loopback_passes_only_where_the_pattern_fits_it() -> None:
-    inverted = WantedState(HOST, 8181, InterfacePattern.parse("!eth0"))
-    chain = table_rules("mangle", inverted, NOBODY, ipv6=False).chains[TO_METADATA]
-    assert str(chain[0]) == "-A KIAM-TO-METADATA -i lo -j RETURN"
-    assert len(chain) == len(table_rules("mangle", WANTED, NOBODY, ipv6=False).chains[TO_METADATA]) + 1
+@pytest.mark.parametrize(
+    ("pattern", "others"), [("cali+", "! -i cali+"), ("!eth0", "-i eth0"), ("weave", "! -i weave")]
+)
+def test_what_comes_in_elsewhere_than_pods_do_is_dropped_for_that_reason(pattern: str, others: str) -> None:
+    wanted = WantedState(HOST, 8181, InterfacePattern.parse(pattern))
+    chain = table_rules("mangle", wanted, NOBODY, ipv6=False).chains[TO_METADATA]
+    assert str(chain[0]) == f"-A KIAM-TO-METADATA {others} -m comment --comment other-interface -j DROP"
+
+
+def test_an_allowed_interface_is_neither_redirected_nor_dropped() -> None:
+    wanted = WantedState(HOST, 8181, CALI, forward_from=InterfacePattern.parse("virbr0"))
+    nat, mangle = (table_rules(table, wanted, NOBODY, ipv6=False) for table in ("nat", "mangle"))
+    assert [str(rule) for rule in nat.hooks] == [
+        "-A PREROUTING -d 169.254.169.254/32 -i virbr0 -j ACCEPT",
+        str(redirect_rule(wanted)),
+    ]
+    assert len(nat.chains[INSTALLED]) == 2
+    assert str(mangle.chains[TO_METADATA][0]) == "-A KIAM-TO-METADATA -i virbr0 -j RETURN"
+    assert str(mangle.chains[FROM_METADATA][0]) == "-A KIAM-FROM-METADATA -o virbr0 -j RETURN"
 
 
 def test_host_network_pods_are_told_by_cgroup_and_the_agent_passes() -> None:

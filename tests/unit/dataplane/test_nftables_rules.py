@@ -64,11 +64,16 @@ def test_the_redirect_is_asked_before_dstnat_and_the_guard_after() -> None:
 
 def test_the_rest_is_dropped_by_reason_and_ipv6_refused() -> None:
     assert rules_of(WANTED, "pods-guard") == [
-        'iifname "cali*" ip daddr 169.254.169.254 tcp dport 80 counter name "bypass" drop',
-        'iifname "cali*" ip daddr 169.254.169.254 meta l4proto tcp counter name "other-port" drop',
-        'iifname "cali*" ip daddr 169.254.169.254 counter name "other-protocol" drop',
-        'iifname "cali*" ip6 daddr fd00:ec2::254 tcp dport 80 counter name "ipv6" reject with tcp reset',
-        'iifname "cali*" ip6 daddr fd00:ec2::254 counter name "ipv6" drop',
+        f'iifname != "lo" {rule}'
+        for rule in (
+            'iifname != "cali*" ip daddr 169.254.169.254 counter name "other-interface" drop',
+            'ip daddr 169.254.169.254 tcp dport 80 counter name "bypass" drop',
+            'ip daddr 169.254.169.254 meta l4proto tcp counter name "other-port" drop',
+            'ip daddr 169.254.169.254 counter name "other-protocol" drop',
+            'iifname != "cali*" ip6 daddr fd00:ec2::254 counter name "other-interface" drop',
+            'ip6 daddr fd00:ec2::254 tcp dport 80 counter name "ipv6" reject with tcp reset',
+            'ip6 daddr fd00:ec2::254 counter name "ipv6" drop',
+        )
     ]
 
 
@@ -86,10 +91,11 @@ def test_patterns_become_nfts_words(pattern: str, start: str) -> None:
     assert rules_of(wanted, "pods-redirect")[0].startswith(start)
 
 
-def test_loopback_passes_only_where_the_pattern_fits_it() -> None:
-    inverted = WantedState(HOST, 8181, InterfacePattern.parse("!eth0"))
-    assert rules_of(inverted, "pods-guard")[0] == 'iifname "lo" return'
-    assert not any("lo" in rule.split('"') for rule in rules_of(WANTED, "pods-guard"))
+def test_an_allowed_interface_is_neither_redirected_nor_dropped() -> None:
+    wanted = WantedState(HOST, 8181, CALI, forward_from=InterfacePattern.parse("virbr+"))
+    for chain in ("pods-redirect", "pods-guard"):
+        assert rules_of(wanted, chain)[0] == 'iifname "virbr*" return'
+    assert rules_of(wanted, "answers-guard")[0] == 'oifname "virbr*" return'
 
 
 def test_host_network_pods_are_told_by_cgroup_and_the_agent_passes_first() -> None:

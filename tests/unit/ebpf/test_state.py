@@ -16,6 +16,7 @@ from kiam.dataplane.ebpf.state import (
     CONFIG_SIZE,
     DROP_REASONS,
     EGRESS_HOOK,
+    MAX_FORWARD,
     MAX_POD_CGROUPS,
     PREFIX,
     PROBE_HOOK,
@@ -41,6 +42,7 @@ CONFIGS = st.builds(
     agent=st.none() | PLACES,
     pods=st.lists(PLACES, max_size=MAX_POD_CGROUPS).map(tuple),
     digest=st.binary(min_size=16, max_size=16),
+    forward_from=st.lists(st.integers(1, 2**31 - 1), max_size=MAX_FORWARD).map(tuple),
 )
 CONFIG = Config(
     host_netns=4711,

@@ -14,6 +14,9 @@
 {{- if or (ne $dataplane "none") (ne .Values.agent.hostNetworkPods "ignore") }}
 - --host-network={{ .Values.agent.hostNetworkPods }}
 {{- end }}
+{{- if ne .Values.agent.forwardMetadata "drop" }}
+- {{ printf "--forward-metadata=%s" .Values.agent.forwardMetadata | quote }}
+{{- end }}
 {{- end -}}
 
 {{/* Where the pod is; the agent reads both. */}}
