@@ -368,6 +368,7 @@ class Pod(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     HOST_NETWORK_FIELD_NUMBER: _builtins.int
+    IMDS_TOKENS_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     namespace: _builtins.str
     name: _builtins.str
@@ -377,6 +378,10 @@ class Pod(_message.Message):
     """Changes whenever any other field of this message does; the same on every replica of the server."""
     host_network: _builtins.bool
     """The pod shares the node's network (spec.hostNetwork), and so is known by its UID alone."""
+    imds_tokens: _builtins.str
+    """The iam.amazonaws.com/imds-tokens annotation, the pod's own or else its namespace's: optional, required or passed-on
+    (see the agent's --imds-tokens, which it overrides for this pod). Empty: there is none.
+    """
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """status.podIPs; empty until kubelet has reported them. Host-network pods are sent without, and only if asked for."""
@@ -397,10 +402,11 @@ class Pod(_message.Message):
         decision: Global___Decision | None = ...,
         fingerprint: _builtins.str = ...,
         host_network: _builtins.bool = ...,
+        imds_tokens: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "decision", b"decision", "fingerprint", b"fingerprint", "host_network", b"host_network", "identity", b"identity", "name", b"name", "namespace", b"namespace", "role", b"role", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "decision", b"decision", "fingerprint", b"fingerprint", "host_network", b"host_network", "identity", b"identity", "imds_tokens", b"imds_tokens", "name", b"name", "namespace", b"namespace", "role", b"role", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

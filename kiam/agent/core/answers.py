@@ -176,7 +176,7 @@ class NodeIdentities:
     def known_pod(self, address: str) -> KnownPod | None:
         """The pod at an address, if memory may answer for it."""
         pod = self._state.pod_at(address) if self._may_answer(address) else None
-        return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role)
+        return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role, pod.imds_tokens)
 
     def role_now(self, address: str) -> bytes | None:
         """From memory, if it may answer."""

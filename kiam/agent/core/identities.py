@@ -18,6 +18,8 @@ class KnownPod:
     name: str
     role: str
     """As annotated; empty: it isn't."""
+    imds_tokens: str = ""
+    """What it or its namespace is annotated with about session tokens; empty: nothing."""
 
 
 class PodIdentities(Protocol):

@@ -66,6 +66,7 @@ class NodePod:
     allowed: bool
     fingerprint: str
     held: HeldCredentials
+    imds_tokens: str = ""
 
 
 class NodeState:
@@ -203,6 +204,7 @@ class NodeState:
             allowed=message.decision.allowed and bool(message.role) and bool(identity.role_arn),
             fingerprint=message.fingerprint,
             held=self._held.setdefault(identity, HeldCredentials()),
+            imds_tokens=message.imds_tokens,
         )
         pod.held.users.add(pod.uid)
         self.pods[pod.uid] = pod

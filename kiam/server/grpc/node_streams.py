@@ -187,6 +187,7 @@ class NodeStreams:
         self.pods = pods
         self.credentials = credentials
         self._judge = judge
+        self._namespaces = namespaces
         self._events = events
         self._by_node: dict[str, set[NodeStream]] = {}
         self._by_host: dict[str, set[NodeStream]] = {}
@@ -237,6 +238,7 @@ class NodeStreams:
     def describe(self, pod: Pod) -> tuple[kiam_pb2.Pod, Identity | None]:
         """A pod as agents get it, and the identity it may have."""
         message = kiam_pb2.Pod(uid=pod.uid, namespace=pod.namespace, name=pod.name, role=pod.role)
+        message.imds_tokens = pod.imds_tokens or self._namespaces.imds_tokens(pod.namespace)
         message.addresses.extend(address for address in pod.addresses if self._has(pod, address))
         allowed = None
         if pod.role:

@@ -17,6 +17,7 @@ ROLE_ANNOTATION = "iam.amazonaws.com/role"
 SESSION_NAME_ANNOTATION = "iam.amazonaws.com/session-name"
 EXTERNAL_ID_ANNOTATION = "iam.amazonaws.com/external-id"
 PERMITTED_ANNOTATION = "iam.amazonaws.com/permitted"
+IMDS_TOKENS_ANNOTATION = "iam.amazonaws.com/imds-tokens"
 
 _FINISHED = frozenset({"Succeeded", "Failed"})
 
@@ -41,6 +42,8 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     deleting: bool
     """Has a deletionTimestamp."""
     host_network: bool
+    imds_tokens: str = ""
+    """Whether IMDSv2 session tokens are demanded of the pod, in the agent's words; empty: the namespace's say."""
 
 
 class Namespace(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +53,8 @@ class Namespace(msgspec.Struct, frozen=True, gc=False):
     name: str
     permitted: str
     """The ``iam.amazonaws.com/permitted`` expression; empty permits nothing."""
+    imds_tokens: str = ""
+    """As of a pod, for those of its pods that have none."""
 
 
 class _ListMeta(msgspec.Struct, rename="camel", gc=False):
@@ -61,6 +66,7 @@ class _PodAnnotations(msgspec.Struct, gc=False):
     role: str | None = msgspec.field(default=None, name=ROLE_ANNOTATION)
     session_name: str | None = msgspec.field(default=None, name=SESSION_NAME_ANNOTATION)
     external_id: str | None = msgspec.field(default=None, name=EXTERNAL_ID_ANNOTATION)
+    imds_tokens: str | None = msgspec.field(default=None, name=IMDS_TOKENS_ANNOTATION)
 
 
 class _PodMeta(msgspec.Struct, rename="camel", gc=False):
@@ -98,6 +104,7 @@ class WirePod(msgspec.Struct, gc=False):
 
 class _NamespaceAnnotations(msgspec.Struct, gc=False):
     permitted: str | None = msgspec.field(default=None, name=PERMITTED_ANNOTATION)
+    imds_tokens: str | None = msgspec.field(default=None, name=IMDS_TOKENS_ANNOTATION)
 
 
 class _NamespaceMeta(msgspec.Struct, rename="camel", gc=False):
@@ -168,6 +175,7 @@ def read_pod(wire: WirePod) -> Pod:
         active=status.phase not in _FINISHED,
         deleting=meta.deletion_timestamp is not None,
         host_network=host_network,
+        imds_tokens=intern((annotations.imds_tokens or "").strip()),
     )
 
 
@@ -178,6 +186,7 @@ def read_namespace(wire: WireNamespace) -> Namespace:
         uid=wire.metadata.uid,
         name=intern(wire.metadata.name),
         permitted=(annotations.permitted if annotations else None) or "",
+        imds_tokens=intern(((annotations.imds_tokens if annotations else None) or "").strip()),
     )
 
 

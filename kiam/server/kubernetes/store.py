@@ -144,7 +144,7 @@ class NamespaceStore:
         self._listeners: list[Callable[[str], None]] = []
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """Have the name of every namespace told whose permitted expression changes, appears or goes."""
+        """Have the name of every namespace told whose annotations change, or that appears or goes."""
         self._listeners.append(listener)
 
     def uids(self) -> set[str]:
@@ -156,11 +156,16 @@ class NamespaceStore:
         namespace = self._namespaces.get(name)
         return None if namespace is None else namespace.permitted
 
+    def imds_tokens(self, name: str) -> str:
+        """What a namespace's annotation says of its pods' session tokens; empty: nothing, or it isn't known."""
+        namespace = self._namespaces.get(name)
+        return "" if namespace is None else namespace.imds_tokens
+
     def put(self, namespace: Namespace) -> None:
         """Take over a namespace as it is now."""
         old = self._namespaces.get(namespace.name)
         self._namespaces[namespace.name] = namespace
-        if old is None or old.permitted != namespace.permitted:
+        if old is None or (old.permitted, old.imds_tokens) != (namespace.permitted, namespace.imds_tokens):
             self._tell(namespace.name)
 
     def remove(self, uid: str) -> None:

@@ -128,6 +128,21 @@ async def test_namespace_that_permits_no_more_withdraws_the_permission_at_once(s
     await watch.until(lambda: not watch.pods["b"].decision.allowed)
 
 
+async def test_token_mode_is_the_pods_annotation_or_its_namespaces(sandbox: Sandbox, kube: KubeApi) -> None:
+    watch = (await sandbox.connect(await sandbox.start())).watch(node_name="n1")
+    await watch.snapshot()
+    assert watch.pods["a"].imds_tokens == ""
+    marked = namespace("default", ".*")
+    marked["metadata"].setdefault("annotations", {})["iam.amazonaws.com/imds-tokens"] = "required\n"
+    kube.apply(marked)
+    await watch.until(lambda: {pod.imds_tokens for pod in watch.pods.values()} == {"required"})
+    own = pod("a", "10.0.0.2", "role-a", node="n1", host_address="192.0.2.1")
+    own["metadata"]["annotations"]["iam.amazonaws.com/imds-tokens"] = "passed-on"
+    kube.apply(own)
+    await watch.until(lambda: watch.pods["a"].imds_tokens == "passed-on")
+    assert watch.pods["b"].imds_tokens == "required"
+
+
 async def test_other_nodes_pods_and_credentials_are_never_sent(sandbox: Sandbox, kube: KubeApi) -> None:
     watch = (await sandbox.connect(await sandbox.start())).watch(node_name="n1")
     await watch.snapshot()
