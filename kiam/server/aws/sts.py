@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
 
 from kiam.errors import UserError
 from kiam.identity import Identity
+from kiam.proxies import bypassed, proxy_for
 from kiam.server.aws.contract import Issued, STSError
 
 log = logging.getLogger(__name__)
@@ -22,6 +27,7 @@ GLOBAL_REGION = "us-east-1"
 """Requests to the global endpoint, https://sts.amazonaws.com, are signed for this region."""
 CONNECT_TIMEOUT = 3.0
 READ_TIMEOUT = 10.0
+INSTANCE_METADATA = ("169.254.169.254", "fd00:ec2::254")
 OWN_SESSION_NAME = "kiam-server"
 """Of the role in --assume-role-arn."""
 
@@ -47,11 +53,16 @@ class BotoSTS:
             max_pool_connections=fetchers,
             tcp_keepalive=True,
         )
+        _spare_instance_metadata(os.environ)
         try:
             session = botocore.session.get_session()
             if not region:
                 # us-east-1 then means the global endpoint (AWS SDKs and tools reference, "AWS STS Regional endpoints").
                 session.set_config_variable("sts_regional_endpoints", "legacy")
+            proxies = _proxies(session, region or GLOBAL_REGION)
+            config = config.merge(proxies)
+            # Also for what botocore itself asks STS for, such as a service account's web identity.
+            session.set_default_client_config(proxies)
             if assume_role_arn:
                 _assume(session, assume_role_arn, region or GLOBAL_REGION, config)
             self._client = boto3.Session(botocore_session=session).client(
@@ -105,6 +116,24 @@ class BotoSTS:
             expires=credentials["Expiration"].astimezone(UTC),
             issued=now,
         )
+
+
+def _proxies(session: Any, region: str) -> Config:
+    """The way to STS as Go's programs read it from the environment; botocore knows neither ranges nor ports."""
+    unsigned = Config(signature_version=UNSIGNED)
+    endpoint = session.create_client("sts", region_name=region, config=unsigned).meta.endpoint_url
+    proxy = proxy_for(endpoint)
+    return Config(proxies={} if proxy is None else {urlsplit(endpoint).scheme: proxy})
+
+
+def _spare_instance_metadata(environment: MutableMapping[str, str]) -> None:
+    """Have botocore fetch the instance's own credentials straight from it.
+
+    The attack stopped: a proxy answers for the instance that it runs on, whose role it then would be.
+    """
+    if environment.get("HTTP_PROXY") or environment.get("http_proxy"):
+        direct = bypassed(INSTANCE_METADATA, environment)
+        environment["NO_PROXY"] = environment["no_proxy"] = direct
 
 
 def _assume(session: Any, role_arn: str, region: str, config: Config) -> None:

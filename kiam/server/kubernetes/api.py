@@ -22,6 +22,7 @@ from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from kiam.errors import UserError
+from kiam.proxies import proxy_for
 from kiam.server.kubernetes.objects import WireStatus
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,10 @@ class KubeError(Exception):
 
 
 class _RestClient(RESTClientObject):  # type: ignore[misc]  # kubernetes carries no types
-    """The official client's connection pool, with TCP keepalive so that a half-open watch ends."""
+    """The official client's connection pool, with TCP keepalive so that a half-open watch ends.
+
+    It goes through the proxy that its configuration names, and aiohttp's own reading of the environment is off.
+    """
 
     def _create_connector(self) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, socket_factory=_keepalive_socket)
@@ -163,6 +167,7 @@ class KubeApi:
     async def _configure(self) -> None:
         configuration = Configuration()
         configuration.connection_pool_maxsize = 16
+        configuration.client_session_kwargs = {"trust_env": False}
         try:
             if self._kubeconfig:
                 with open(self._kubeconfig, "rb"):  # noqa: ASYNC230, PTH123  # says what is wrong before the client library hides it
@@ -172,6 +177,8 @@ class KubeApi:
                 )
             else:
                 load_incluster_config(client_configuration=configuration)
+            # A kubeconfig's proxy-url counts more than the environment, as with kubectl.
+            configuration.proxy = configuration.proxy or proxy_for(configuration.host)
             rest = _RestClient(configuration)
         except OSError as error:
             what = error.strerror or str(error)
