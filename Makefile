@@ -17,7 +17,8 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: setup demo bench test test-vm docs lint proto lock clean chart-docs architecture manifests test-image
+.PHONY: setup demo bench test test-vm test-image test-clients client-table docs lint proto lock clean chart-docs architecture \
+  manifests
 
 setup: $(VENV)/.ready
 
@@ -64,13 +65,23 @@ demo: setup
 
 # The parallel tests first, then those that need the machine to themselves.
 test: setup
-	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image"
+	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image and not clients"
 	$(BIN)/pytest -q -m "serial"
 
 # The Dockerfile's own steps in a debootstrap folder, and what they made, confined as the chart confines it.
 test-image: setup
 	$(call install-missing,debootstrap)
 	$(BIN)/pytest -q -s -m "image"
+
+# Real AWS clients, from PyPI, npm and Debian: installs them (about 0.8 GB below .clients, and Debian packages), tries each, and
+# compares what they did with the table in README.md; make client-table writes it.
+test-clients: setup
+	@$(BIN)/python -m tests.clients.kits
+	$(BIN)/pytest -n 2 -q tests/clients
+	@$(BIN)/python -m tests.clients.readme --check
+
+client-table: setup
+	@$(BIN)/python -m tests.clients.readme
 
 # Other kernels, in QEMU (the harness's own tests first): make test-vm KERNELS="5.10 6.1 6.12 newest"
 KERNELS ?= 5.10 6.1 6.12 newest

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -62,6 +63,9 @@ class Faults:
     imds: str = ""
     """Empty: well. ``unavailable`` (HTTP 503) or ``reset``."""
     imds_delay: float = 0.0
+    tokens: bool = True
+    """Whether IMDSv2 gives out session tokens; otherwise a request for one is 404, as services that know IMDSv1 only
+    answer it."""
     require_token: bool = False
     """Whether IMDSv1 (no token) is refused, as ``HttpTokens=required`` does."""
     instance_profile: str = INSTANCE_PROFILE_ARN
@@ -87,6 +91,20 @@ class AssumeRoleCall:
     """On the machine's monotonic clock, which all processes share."""
 
 
+@dataclass(slots=True)
+class SignedRequest:
+    """A request to AWS's API that somebody signed, other than AssumeRole."""
+
+    access_key_id: str
+    role_arn: str
+    """Whose credentials these are: the role that STS issued them for, if the session token is theirs; else empty."""
+    service: str
+    """From the signature's credential scope; empty for version 2 signatures."""
+    user_agent: str
+
+
+_CREDENTIAL = re.compile(r"Credential=([^/]+)/\d+/[^/]+/([^/]+)/|^AWS ([^:]+):")
+
 _STS_ERRORS = {
     "denied": (403, "AccessDenied", "User is not authorized to perform: sts:AssumeRole on resource: {role}"),
     "throttled": (400, "Throttling", "Rate exceeded"),
@@ -105,6 +123,12 @@ def _sts_error(fault: str, role: str) -> web.Response:
     return web.Response(status=status, text=body, content_type="text/xml")
 
 
+def _unsigned() -> web.Response:
+    """What S3 says to the anonymous, whom moto would let in."""
+    body = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+    return web.Response(status=403, text=body, content_type="application/xml")
+
+
 class Front:
     """The proxy in front of moto."""
 
@@ -112,6 +136,9 @@ class Front:
         self.moto = moto
         self.faults = Faults()
         self.calls: list[AssumeRoleCall] = []
+        self.signed: list[SignedRequest] = []
+        self._issued: dict[str, tuple[str, str]] = {}
+        """Access key: the role and the session token it was issued with."""
         self.imds_requests: Counter[str] = Counter()
         """``<method> <path>``: how often."""
         self.forwarded_for = 0
@@ -123,11 +150,11 @@ class Front:
     # ---- STS
 
     async def sts(self, request: web.Request) -> web.StreamResponse:
-        """An AWS API call."""
+        """An AWS API call: to STS, or to S3, which clients are tried with."""
         body = await request.read()
-        form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
+        form = {key: values[0] for key, values in parse_qs(body.decode(errors="replace")).items()}
         if form.get("Action") != "AssumeRole":
-            return await self._pass_on(request, body)
+            return await self._pass_on(request, body) if self._note_signature(request) else _unsigned()
         role = form.get("RoleArn", "")
         faults = self.faults
         hit = re.search(faults.roles, role) is not None
@@ -139,6 +166,8 @@ class Front:
             answer = _cut(request) if faults.sts == "reset" else _sts_error(faults.sts, role)
         else:
             answer = await self._pass_on(request, body)
+        if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
+            self._note_issued(role, answer.body.decode(errors="replace"))
         if hit and faults.lifetime and isinstance(answer.body, bytes):
             expiry = (datetime.now(UTC) + timedelta(seconds=faults.lifetime)).strftime("%Y-%m-%dT%H:%M:%SZ")
             answer.body = re.sub(rb"<Expiration>[^<]*<", f"<Expiration>{expiry}<".encode(), answer.body)
@@ -156,6 +185,22 @@ class Front:
             )
         )
         return answer
+
+    def _note_issued(self, role: str, answer: str) -> None:
+        key, token = (re.search(f"<{tag}>([^<]+)<", answer) for tag in ("AccessKeyId", "SessionToken"))
+        if key and token:
+            self._issued[key[1]] = (role, unescape(token[1]))
+
+    def _note_signature(self, request: web.Request) -> bool:
+        found = _CREDENTIAL.search(request.headers.get("Authorization", ""))
+        if found is None:
+            return False
+        key = found[1] or found[3]
+        role, token = self._issued.get(key, ("", ""))
+        if token != request.headers.get("X-Amz-Security-Token"):
+            role = ""
+        self.signed.append(SignedRequest(key, role, found[2] or "", request.headers.get("User-Agent", "")))
+        return True
 
     # ---- instance metadata
 
@@ -185,6 +230,8 @@ class Front:
     def _issue_token(self, request: web.Request) -> web.Response:
         if not re.fullmatch(r"/[^/]+/api/token", request.path):
             return web.Response(status=405)
+        if not self.faults.tokens:
+            return web.Response(status=404)
         if "X-Forwarded-For" in request.headers:
             return web.Response(status=403)
         ttl = request.headers.get(TOKEN_TTL, "")
@@ -218,13 +265,16 @@ class Front:
     async def _node_credentials(self) -> dict[str, str]:
         if self._node is None:
             self._node = await asyncio.to_thread(_assume_node_role, self.moto)
+            self._issued[self._node["AccessKeyId"]] = (NODE_ROLE_ARN, self._node["Token"])
         return self._node
 
     async def _pass_on(self, request: web.Request, body: bytes, host: str | None = None) -> web.Response:
         assert self.session is not None
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP}
         headers["Host"] = host or request.host
-        url = f"{self.moto}{request.path_qs}"
+        # The real service answers for a value with and without a last slash; moto without.
+        target = request.path_qs.rstrip("/") if host and not request.path.endswith("/meta-data/") else request.path_qs
+        url = f"{self.moto}{target}"
         async with self.session.request(request.method, url, data=body, headers=headers) as answer:
             status = 404 if host and answer.status >= 500 else answer.status
             kept = {key: value for key, value in answer.headers.items() if key.lower() not in _HOP_BY_HOP}
@@ -338,12 +388,16 @@ class AwsProcess:
         """AssumeRole calls so far, oldest first."""
         return [AssumeRoleCall(**call) for call in self._control.call("calls")]
 
+    def signed(self) -> list[SignedRequest]:
+        """Signed requests so far, oldest first: who really used which credentials."""
+        return [SignedRequest(**request) for request in self._control.call("signed")]
+
     def count(self, role: str) -> int:
         """How many AssumeRole calls there were for a role's name or ARN."""
         return sum(call.role_arn == role or call.role_arn == ROLE_BASE_ARN + role for call in self.calls())
 
     def forget_calls(self) -> None:
-        """Start counting anew, instance metadata requests too."""
+        """Start counting anew, signed and instance metadata requests too."""
         self._control.call("forget_calls")
 
     def imds_requests(self) -> dict[str, int]:
@@ -367,8 +421,12 @@ class _Operations:
     async def calls(self) -> list[dict[str, Any]]:
         return [asdict(call) for call in self.front.calls]
 
+    async def signed(self) -> list[dict[str, Any]]:
+        return [asdict(request) for request in self.front.signed]
+
     async def forget_calls(self) -> None:
         self.front.calls.clear()
+        self.front.signed.clear()
         self.front.imds_requests.clear()
         self.front.forwarded_for = 0
 

@@ -11,9 +11,10 @@ import http.client
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,10 @@ CREDENTIALS = "/latest/meta-data/iam/security-credentials/"
 POD_ENVIRONMENT = {
     "AWS_CONFIG_FILE": "/dev/null",
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_REGION": "us-east-1",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_METADATA_SERVICE_TIMEOUT": "6",
-    "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "1",
 }
+"""What a pod's manifest would set, and no more: above all no patience that clients don't have by themselves."""
 
 BOTO3_PROGRAM = """
 import json, boto3
@@ -143,19 +144,35 @@ class Pod:
 
     def boto3(self) -> dict[str, str]:
         """A boto3 session in a process inside: ``method``, ``access_key_id`` and ``arn``, or ``error``."""
-        box = self.box
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-        environment |= POD_ENVIRONMENT | {"AWS_ENDPOINT_URL_STS": box.aws.sts_url}
-        with self.net.netns.popen(
-            [sys.executable, "-c", BOTO3_PROGRAM], cgroup=box.pod_cgroup(self), env=environment, stdout=-1, stderr=-1
-        ) as process:
+        done = self.run([sys.executable, "-c", BOTO3_PROGRAM], {"AWS_ENDPOINT_URL_STS": self.box.aws.sts_url})
+        if done.returncode:
+            return {"error": done.stderr.strip().splitlines()[-1]}
+        return dict(json.loads(done.stdout))
+
+    def start(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a program inside, with the environment of a pod's and nothing of AWS's from this process's own."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        return self.net.netns.popen(
+            argv,
+            cgroup=self.box.pod_cgroup(self),
+            env=inherited | POD_ENVIRONMENT | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def run(
+        self, argv: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program inside to its end."""
+        with self.start(argv, environment) as process:
             try:
-                output, errors = process.communicate(timeout=60)
+                output, errors = process.communicate(timeout=timeout)
             finally:
                 process.kill()
-        if process.returncode:
-            return {"error": errors.decode().strip().splitlines()[-1]}
-        return dict(json.loads(output))
+        return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)
 
 
 class NodeInABox:

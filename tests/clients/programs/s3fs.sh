@@ -1,0 +1,15 @@
+#!/bin/sh
+# s3fs mounts a bucket, in a mount namespace that ends with this script, and lists it.
+set -eu
+mkdir -p "$HOME/mnt"
+s3fs "$BUCKET" "$HOME/mnt" -o iam_role=auto,url="$ENDPOINT",use_path_request_style,endpoint=us-east-1 -f -o dbglevel=err &
+for _ in $(seq 200); do
+  if ! kill -0 $! 2>/dev/null; then wait $!; exit 1; fi
+  if grep -q " $HOME/mnt fuse.s3fs " /proc/self/mounts; then
+    timeout 20 ls -l "$HOME/mnt" || exit 1
+    kill $!
+    exit 0
+  fi
+  sleep 0.05
+done
+exit 1
