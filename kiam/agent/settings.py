@@ -38,6 +38,8 @@ class DataplaneSettings:
     agent_cgroup: str | None = None
     iptables_backend: IptablesBackend = IptablesBackend.AUTO
     forward_from: InterfacePattern | None = None
+    keep_others: bool = False
+    """Whether dataplanes that were in before stay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings
-from kiam.cli.dataplane_options import add_redirect
+from kiam.cli.dataplane_options import add_keep_others, add_redirect
 from kiam.cli.options import (
     add_boolean,
     add_common,
@@ -57,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_boolean(parser, "--dataplane-remove", False, "with --dataplane: take the redirection out when the agent stops")
     add_redirect(parser)
+    add_keep_others(parser)
     add_boolean(parser, "--allow-ip-query", False, "let clients say who they are with ?ip= (for debugging only)")
     parser.add_argument(
         "--allow-route-regexp",
@@ -148,6 +149,7 @@ def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
         arguments.agent_cgroup,
         arguments.iptables_backend,
         arguments.forward_metadata,
+        arguments.keep_others,
     )
 
 

@@ -15,7 +15,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from kiam.cli.dataplane_options import add_wanted_state, find_wanted_state, wanted_state
+from kiam.cli.dataplane_options import add_keep_others, add_wanted_state, find_wanted_state, wanted_state
+from kiam.dataplane import handover
 from kiam.dataplane.contract import Condition, Counters, WantedState
 from kiam.dataplane.registry import DATAPLANES, load_dataplane
 from kiam.errors import UserError
@@ -35,9 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     install = _action(actions, "install", "put the redirect in, or bring an older one up to date")
     install.add_argument("--dataplane", choices=tuple(DATAPLANES), required=True, help="which one")
     add_wanted_state(install)
+    add_keep_others(install)
 
     remove = _action(actions, "remove", "take out all that is ours, and nothing else")
-    remove.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="which one")
+    which = remove.add_mutually_exclusive_group()
+    which.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="which one")
+    which.add_argument(
+        "--all", action="store_const", const=ALL, dest="dataplane", help="everything of kiam's off this node (default)"
+    )
 
     status = _action(actions, "status", "show what is installed and what it has counted; exit 0 if it is as wanted")
     status.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="which one")
@@ -74,8 +80,12 @@ def _names(choice: str) -> Sequence[str]:
 
 def _install(arguments: argparse.Namespace) -> int:
     wanted = wanted_state(arguments)
-    load_dataplane(arguments.dataplane).install(wanted)
+    others = handover.install(arguments.dataplane, wanted, arguments.keep_others)
     print(f"{arguments.dataplane}: pods on {wanted.interface} are redirected to {wanted.host_address}:{wanted.port}")
+    for name in others.removed:
+        print(f"{name}: taken out, {arguments.dataplane} is in its place")
+    for name, reason in others.stuck.items():
+        print(f"kiam dataplane: warning: {name} is installed too and can't be taken out: {reason}", file=sys.stderr)
     return 0
 
 
@@ -135,6 +145,17 @@ def as_wanted(statuses: Sequence[Status]) -> bool:
     return Condition.INSTALLED in conditions and Condition.DIFFERENT not in conditions
 
 
+def several_installed(statuses: Sequence[Status]) -> str:
+    """One line for a node with more than one dataplane; empty otherwise."""
+    names = [one.dataplane for one in statuses if one.condition in (Condition.INSTALLED, Condition.DIFFERENT)]
+    if len(names) < 2:
+        return ""
+    return (
+        f"{' and '.join(names)} are installed at the same time: when the agent's address or port changes, all but one "
+        f"will lead pods nowhere; take out those you don't use, as with 'kiam dataplane remove --dataplane={names[0]}'"
+    )
+
+
 def _lines(status: Status) -> Iterator[str]:
     yield from status.problems
     if status.error is not None:
@@ -173,6 +194,8 @@ def _status(arguments: argparse.Namespace) -> int:
         return [read_status(name, wanted) for name in names]
 
     statuses = read()
+    if several := several_installed(statuses):
+        print(f"kiam dataplane: warning: {several}", file=sys.stderr, flush=True)
     if arguments.output == "json":
         print(json.dumps([status.as_json() for status in statuses]), flush=True)
     if arguments.watch:

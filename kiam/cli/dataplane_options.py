@@ -91,6 +91,15 @@ def add_redirect(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_keep_others(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that keeps other dataplanes from being taken out."""
+    parser.add_argument(
+        "--keep-others",
+        action="store_true",
+        help="leave other dataplanes in place; by default they are taken out once this one is in",
+    )
+
+
 def find_wanted_state(arguments: argparse.Namespace) -> WantedState | None:
     """The wanted state of parsed arguments and the environment; None without a host address. Raises UserError."""
     host = arguments.host

@@ -7,6 +7,7 @@ connected to 169.254.169.254. See kiam.dataplane.ebpf.guard for packets that nev
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from kiam.dataplane.ebpf.inspection import find_problems, read_back
 from kiam.dataplane.ebpf.request import write_request
 from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, UPLINK_HOOK
 from kiam.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _LOADER_SECONDS = 180.0
 """Half a second of work, but a node that starts is busy, and the agent is to wait rather than to fail."""
@@ -51,8 +54,9 @@ class EbpfDataplane:
         Guard().remove()
 
     def inspect(self, wanted: WantedState | None = None) -> Inspection:
-        """See Dataplane.inspect."""
-        node.require_capabilities()
+        """See Dataplane.inspect. Where rights are missing the guard, which takes fewer to see, tells of the rest."""
+        if hidden := _hidden_for_lack_of_rights():
+            return Inspection(Condition.DIFFERENT, (f"table inet {TABLE}",), (f"only the guard can be seen: {hidden}",))
         cgroup = self._cgroup()
         with open_cgroup(cgroup) as descriptor:
             ours = find_ours(descriptor)
@@ -78,22 +82,36 @@ class EbpfDataplane:
 
     def counters(self) -> Counters:
         """See Dataplane.counters."""
-        redirects = 0
-        drops = dict.fromkeys(DROP_REASONS.values(), 0)
+        redirects, drops = 0, dict.fromkeys(DROP_REASONS.values(), 0)
+        guarded = Guard().dropped()
+        if hidden := _hidden_for_lack_of_rights():
+            log.debug("only the guard's counter can be read: %s", hidden)
+            return Counters(redirects, {**drops, "bypass": guarded})
         with open_cgroup(self._cgroup()) as descriptor, open_maps(find_ours(descriptor)) as maps:
             counters = maps.get(COUNTERS_MAP)
             if counters is not None:
                 redirects = bpf.sum_over_processors(counters, REDIRECTS)
                 drops = {reason: bpf.sum_over_processors(counters, index) for index, reason in DROP_REASONS.items()}
-        drops["bypass"] += Guard().dropped()
+        drops["bypass"] += guarded
         return Counters(redirects, drops)
 
     def _cgroup(self) -> Path:
         return self._given_cgroup or node.attach_point()
 
 
+def _hidden_for_lack_of_rights() -> str:
+    """Why only the guard can be seen; empty with all rights. Raises UserError if there is no guard either."""
+    try:
+        node.require_capabilities()
+    except UserError as error:
+        if not Guard().is_present():
+            raise
+        return str(error)
+    return ""
+
+
 def _problems(ours: list[Attachment], wanted: WantedState, cgroup: Path) -> list[str]:
-    return find_problems(ours, node.configuration(wanted, cgroup), Guard(wanted.forward_from))
+    return find_problems(ours, node.configuration(wanted, cgroup), Guard(wanted))
 
 
 def _run_loader(line: str) -> None:

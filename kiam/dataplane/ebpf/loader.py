@@ -22,7 +22,7 @@ from kiam.dataplane.cgroups import find_cgroup2_root
 from kiam.dataplane.contract import WantedState
 from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import Guard
-from kiam.dataplane.ebpf.hooks import attach_all, find_ours, open_cgroup, open_maps, read_configs
+from kiam.dataplane.ebpf.hooks import attach_all, detach_all, find_ours, open_cgroup, open_maps, read_configs
 from kiam.dataplane.ebpf.inspection import find_problems
 from kiam.dataplane.ebpf.programs import Programs, with_programs
 from kiam.dataplane.ebpf.request import parse_request
@@ -96,13 +96,13 @@ def install(wanted: WantedState, cgroup: Path) -> None:
         ours = find_ours(descriptor)
         known = read_configs(ours)
         config = _keep_agent(config, known)
-        if not find_problems(ours, config, Guard(wanted.forward_from)) and all(
+        if not find_problems(ours, config, Guard(wanted)) and all(
             one is not None and one.agent == config.agent for one in known
         ):
             return
         with open_maps(ours) as old:
             loaded = with_programs(lambda loadable: _load_all(loadable, config, wanted, old))
-            _activate(descriptor, loaded, Guard(wanted.forward_from))
+            _activate(descriptor, loaded, Guard(wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +126,19 @@ def _load_all(loadable: Programs, config: Config, wanted: WantedState, old: dict
 
 
 def _activate(cgroup: int, loaded: _Loaded, guard: Guard) -> None:
-    was_guarded = guard.is_present()
-    guard.install()
+    was_there = guard.is_present() or bool(find_ours(cgroup))
+    # The programs first: a connection that began under another dataplane's rules would never get past the guard, while
+    # one that the programs sent to the agent doesn't meet it.
+    attach_all(cgroup, loaded.on_hooks)
     try:
+        guard.install()
         uplink.attach(loaded.on_uplinks)
-        attach_all(cgroup, loaded.on_hooks)
     except BaseException:
-        # Where something of ours was before, pods are refused until the next attempt; else it's as if nothing was.
-        if not was_guarded:
+        # Where something of ours was before, the next attempt puts the rest right; else it's as if nothing was.
+        if not was_there:
             uplink.detach_all()
             guard.remove()
+            detach_all(cgroup)
         raise
 
 

@@ -5,7 +5,8 @@ What the rules are is in :mod:`kiam.dataplane.iptables.rules`; this module reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
@@ -24,6 +25,7 @@ from kiam.dataplane.iptables.programs import (
 from kiam.dataplane.iptables.readback import read_back
 from kiam.dataplane.iptables.rules import (
     TABLES,
+    TableRules,
     drops_counted,
     found_lines,
     install_script,
@@ -38,13 +40,14 @@ from kiam.dataplane.iptables.rules import (
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter.interfaces import IptablesBackend
-from kiam.netfilter.xtables import Ruleset
+from kiam.netfilter.xtables import Ruleset, Table
 
 _BACKENDS = (IptablesBackend.NFT, IptablesBackend.LEGACY)
 
 
 def _families() -> tuple[bool, ...]:
-    return (False, True) if has_ipv6() else (False,)
+    """For each address family the kernel speaks whether it's IPv6; IPv4 last, whose redirect may be adopted."""
+    return (True, False) if has_ipv6() else (False,)
 
 
 def _retry_when_rules_change(work: Callable[[], None]) -> None:
@@ -82,14 +85,19 @@ class IptablesDataplane:
     name = "iptables"
 
     def install(self, wanted: WantedState) -> None:
-        """Bring the rules to the wanted state, in the chosen backend, and take ours out of the other one."""
+        """Bring the rules to the wanted state, in the chosen backend, and take ours out of the other one.
+
+        All of it or nothing: on an error both address families are put back to what they were.
+        """
         check_addresses(wanted)
         backend = self._backend(wanted)
         host_pods = find_host_pods(wanted)
+        families = [require_programs(backend, ipv6) for ipv6 in _families()]
 
         def install() -> None:
-            for ipv6 in _families():
-                self._install_family(require_programs(backend, ipv6), wanted, host_pods)
+            with _put_back_on_error(families):
+                for programs in families:
+                    self._install_family(programs, wanted, host_pods)
 
         if wanted.host_network is HostNetwork.IGNORE:
             install()
@@ -114,12 +122,12 @@ class IptablesDataplane:
         host_pods = HostPods() if wanted is None else find_host_pods(wanted)
         found: list[str] = []
         problems: list[str] = []
-        anything = False
+        tables_of: dict[tuple[IptablesBackend, bool], list[str]] = {}
         installed: WantedState | None = None
         for programs in _all_programs():
             ruleset = _save(programs)
             ours = [t for t in TABLES if own_hooks(ruleset.get(t, {})) or own_chains(ruleset.get(t, {}))]
-            anything = anything or bool(ours)
+            tables_of[programs.backend, programs.ipv6] = ours
             installed = read_back(ruleset, programs.backend, programs.ipv6, installed)
             found += [f"{programs.save_program.removesuffix('-save')} {line}" for line in found_lines(ruleset)]
             if wanted is None:
@@ -131,8 +139,9 @@ class IptablesDataplane:
             for table in TABLES:
                 rules = table_rules(table, wanted, host_pods, programs.ipv6)
                 problems += problems_of(table, ruleset.get(table, {}), rules, wanted.interface, local)
-        if not anything:
+        if not any(tables_of.values()):
             return Inspection(Condition.ABSENT)
+        problems += _halves(tables_of)
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
         return Inspection(condition, tuple(found), tuple(problems), installed)
 
@@ -174,18 +183,74 @@ class IptablesDataplane:
             ruleset = _save(programs)
             # The redirect goes first, so that pods meet the drops, not the real service, until both are gone.
             for name in reversed(TABLES):
-                table = ruleset.get(name, {})
-                script = remove_script(name, table)
-                if script is None:
-                    continue
-                made = made_by_us(table)
-                programs.restore(script)
-                if made and programs.backend is IptablesBackend.NFT:
-                    from kiam.netfilter.iptables_chains import delete_if_empty
-
-                    delete_if_empty(name, made, programs.ipv6)
+                _remove_table(programs, name, ruleset.get(name, {}))
 
         _retry_when_rules_change(remove)
+
+
+def _remove_table(programs: Programs, name: str, table: Table) -> None:
+    script = remove_script(name, table)
+    if script is None:
+        return
+    made = made_by_us(table)
+    programs.restore(script)
+    if made and programs.backend is IptablesBackend.NFT:
+        from kiam.netfilter.iptables_chains import delete_if_empty
+
+        delete_if_empty(name, made, programs.ipv6)
+
+
+@contextmanager
+def _put_back_on_error(families: Sequence[Programs]) -> Iterator[None]:
+    before = [(programs, _save(programs)) for programs in families]
+    try:
+        yield
+    except BaseException as error:
+        others: list[str] = []
+        for programs, ruleset in reversed(before):
+            try:
+                _put_back(programs, ruleset)
+            except (UserError, OSError) as another:
+                others.append(str(another))
+        if others:
+            raise UserError(
+                f"{error}; what had been written could not be taken back ({'; '.join(others)})",
+                "run 'kiam dataplane remove'",
+            ) from error
+        raise
+
+
+def _put_back(programs: Programs, before: Ruleset) -> None:
+    def put_back() -> None:
+        now = _save(programs)
+        for name in reversed(TABLES):
+            table, rules = now.get(name, {}), _ours(before.get(name, {}))
+            if not rules.chains and not rules.hooks:
+                _remove_table(programs, name, table)
+            elif _ours(table) != rules:
+                programs.restore(install_script(name, table, rules, ()))
+
+    _retry_when_rules_change(put_back)
+
+
+def _ours(table: Table) -> TableRules:
+    return TableRules({chain: tuple(rules) for chain, rules in own_chains(table).items()}, tuple(own_hooks(table)))
+
+
+def _halves(tables_of: Mapping[tuple[IptablesBackend, bool], Sequence[str]]) -> Iterator[str]:
+    """Which part of a backend is missing where another is there: an install that was cut off, or somebody's flush."""
+    for backend in {backend for (backend, _), tables in tables_of.items() if tables}:
+        for ipv6 in _families():
+            program = f"{'ip6tables' if ipv6 else 'iptables'}-{backend}"
+            tables = tables_of.get((backend, ipv6))
+            if tables is None:
+                yield f"{program} isn't installed, so that half can't be looked at, nor be in"
+            else:
+                yield from (
+                    f"nothing of ours in {program} {table}: half of it is missing"
+                    for table in TABLES
+                    if table not in tables
+                )
 
 
 def _missing_chains(programs: Programs, table: str, chains: frozenset[str]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from kiam.dataplane.iptables.rules import FROM_METADATA, HOST_NETWORK, INSTALLED, PREFIX, TO_METADATA, own_hooks
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.xtables import Rule, Ruleset, Table, parse_list, parse_save
 
@@ -86,14 +87,21 @@ class Programs:
 
         Raises RulesChangedError when a rule it deletes isn't there, UserError otherwise.
         """
-        for attempt in Retrying(
-            retry=retry_if_exception_type(LockHeldError),
-            stop=stop_after_delay(LOCK_BUDGET_SECONDS),
-            wait=wait_random_exponential(0.05, max=1),
-            reraise=True,
-        ):
-            with attempt:
-                self._restore_once(script)
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(LockHeldError),
+                stop=stop_after_delay(LOCK_BUDGET_SECONDS),
+                wait=wait_random_exponential(0.05, max=1),
+                reraise=True,
+            ):
+                with attempt:
+                    self._restore_once(script)
+        except LockHeldError as error:
+            raise UserError(
+                f"another program has held the xtables lock for {LOCK_BUDGET_SECONDS:.0f} s",
+                f"see which with 'fuser -v {os.environ.get('XTABLES_LOCKFILE', '/run/xtables.lock')}', and try again",
+                ErrorKind.BUSY,
+            ) from error
 
     def _restore_once(self, script: str) -> None:
         done = _run([self.restore_program, "-w", str(LOCK_WAIT_SECONDS), "--noflush", "--counters"], script)

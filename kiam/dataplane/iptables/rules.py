@@ -166,7 +166,8 @@ def table_rules(table: str, wanted: WantedState, host_pods: HostPods, ipv6: bool
 def own_hooks(table: Table) -> list[Rule]:
     """Our rules in the built-in chains: those that lead to a chain of ours, and those with a copy in INSTALLED.
 
-    A rule that reads like one of INSTALLED but is there more often than INSTALLED says was written by hand, and stays.
+    A rule that reads like one of INSTALLED but is there more often than INSTALLED says was written by hand, and stays
+    until an install finds it (see :func:`adopted`).
     """
     owned = [rule for chain in BUILT_IN for rule in table.get(chain, ()) if (rule.target or "").startswith(PREFIX)]
     present = list(table.get("PREROUTING", ()))
@@ -175,6 +176,20 @@ def own_hooks(table: Table) -> list[Rule]:
         if rule in present:
             owned.append(present.pop(present.index(rule)))
     return owned
+
+
+def adopted(table: Table, rules: TableRules) -> list[Rule]:
+    """Rules of others that an install takes over, because they read as ours do.
+
+    A conventional agent's, or the documentation's command's: two rules alike would be one too many, and the second
+    would go on leading pods to the agent's port after ours is removed.
+    """
+    wanted = [rule for rule in rules.hooks if not (rule.target or "").startswith(PREFIX)]
+    alike = [rule for chain in BUILT_IN for rule in table.get(chain, ()) if rule in wanted]
+    for rule in own_hooks(table):
+        if rule in alike:
+            alike.remove(rule)
+    return alike
 
 
 def own_chains(table: Table) -> dict[str, Sequence[Rule]]:
@@ -269,7 +284,7 @@ def install_script(table_name: str, table: Table, rules: TableRules, made: Seque
     One table is one transaction: packets see the rules before or the rules after. What was ours is taken out in the
     same step, and counters of rules that stay are carried over.
     """
-    present = own_hooks(table)
+    present = [*own_hooks(table), *adopted(table, rules)]
     chains = own_chains(table)
     wanted = _with_made(rules, made)
     known = {rule: rule for rule in (*present, *(rule for content in chains.values() for rule in content))}

@@ -142,10 +142,21 @@ def test_without_iptables_the_package_is_named(node: NetNs, tmp_path: Path) -> N
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_ip6tables_nothing_is_left_half_protected(node: NetNs, tmp_path: Path) -> None:
-    done = kiam(node, "install", "--dataplane=iptables", *WHERE, env=without(tmp_path, "ip6tables"))
+def test_without_ip6tables_nothing_is_installed_rather_than_half(node: NetNs, tmp_path: Path) -> None:
+    env = without(tmp_path, "ip6tables")
+    done = kiam(node, "install", "--dataplane=iptables", *WHERE, env=env)
     assert done.returncode == 1
     assert "ip6tables with the nft backend isn't installed" in done.stderr
+    assert node.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_without_ip6tables_what_is_there_is_not_called_installed(node: NetNs, tmp_path: Path) -> None:
+    assert kiam(node, "install", "--dataplane=iptables", *WHERE).returncode == 0
+    status = kiam(*(node, "status", "--dataplane=iptables", "--output=json"), env=without(tmp_path, "ip6tables"))
+    (found,) = json.loads(status.stdout)
+    assert found["condition"] == "different"
+    assert "ip6tables-nft isn't installed" in found["problems"][0]
+    assert status.returncode == 1
 
 
 def test_without_the_nftables_binding_the_package_is_named(node: NetNs, tmp_path: Path) -> None:
@@ -163,6 +174,42 @@ def test_removing_all_goes_on_after_one_that_cannot(node: NetNs, tmp_path: Path)
     assert done.returncode == 1
     assert "nftables: nothing of ours is left" in done.stdout
     assert node.run("nft", "list", "ruleset").stdout == ""
+
+
+NO_EBPF = {"KIAM_EBPF_CGROUP": "/nowhere"}
+"""Not to look for programs on the machine's own root cgroup."""
+
+
+def conditions(node: NetNs) -> tuple[dict[str, str], str]:
+    status = kiam(node, "status", "--output=json", env=NO_EBPF)
+    return {one["dataplane"]: one.get("condition", "unknown") for one in json.loads(status.stdout)}, status.stderr
+
+
+def test_installing_one_takes_the_others_out(node: NetNs) -> None:
+    assert kiam(node, "install", "--dataplane=iptables", *WHERE, env=NO_EBPF).returncode == 0
+    done = kiam(node, "install", "--dataplane=nftables", *WHERE, env=NO_EBPF)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == ["iptables: taken out, nftables is in its place"]
+    assert conditions(node) == ({"iptables": "absent", "nftables": "installed", "ebpf": "unknown"}, "")
+
+
+def test_others_are_kept_if_asked_for_and_status_warns_of_several(node: NetNs) -> None:
+    for kind in KINDS:
+        assert kiam(node, "install", f"--dataplane={kind}", *WHERE, "--keep-others", env=NO_EBPF).returncode == 0
+    found, warning = conditions(node)
+    assert found == {"iptables": "installed", "nftables": "installed", "ebpf": "unknown"}
+    assert warning.startswith("kiam dataplane: warning: iptables and nftables are installed at the same time")
+    assert len(warning.splitlines()) == 1
+
+
+def test_remove_all_takes_everything_off_the_node(node: NetNs) -> None:
+    for kind in KINDS:
+        assert kiam(node, "install", f"--dataplane={kind}", *WHERE, "--keep-others", env=NO_EBPF).returncode == 0
+    done = kiam(node, "remove", "--all")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"{kind}: nothing of ours is left" for kind in (*KINDS, "ebpf")]
+    assert node.run("nft", "list", "ruleset").stdout == ""
+    assert kiam(node, "remove", "--all", "--dataplane=iptables").returncode == 2
 
 
 def test_watch_shows_it_again_until_interrupted(node: NetNs, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from kiam.dataplane.contract import Condition
 from kiam.dataplane.iptables import IptablesDataplane
 from kiam.dataplane.iptables.rules import documented_command
+from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.kube_proxy import iptables_rules
@@ -66,15 +69,27 @@ def test_the_rule_reads_as_documented(iptables: Plane, world: World, backend: st
     assert documented_command(NODE_IPV4, AGENT_PORT, interface) == f"iptables -t nat {written}{NODE_IPV4}:{AGENT_PORT}"
 
 
-def test_a_rule_written_by_hand_reads_alike_and_stays(iptables: Plane, world: World, backend: str) -> None:
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_rule_of_a_conventional_agent_or_written_by_hand_is_adopted_and_not_doubled(
+    iptables: Plane, world: World, backend: str, copies: int
+) -> None:
+    for _ in range(copies):
+        world.node.run(f"iptables-{backend}", "-t", "nat", *BY_HAND.split())
+    with world.nothing_gets_through():
+        world.client.do("start_load", METADATA, 80, 2)
+        iptables.install()
+        iptables.install()
+        assert set(world.client.do("stop_load")) <= {"agent"}
+    assert prerouting(world, backend) == [BY_HAND]
+    iptables.remove()
+    assert prerouting(world, backend) == []
+
+
+def test_a_rule_to_another_place_is_not_adopted(iptables: Plane, world: World, backend: str) -> None:
     world.node.run(f"iptables-{backend}", "-t", "nat", *BY_HAND.split())
-    before = world.state()
-    iptables.install()
-    iptables.install()
-    assert prerouting(world, backend) == [BY_HAND, BY_HAND]
+    iptables.install(iptables.but(port=OTHER_AGENT_PORT))
     iptables.remove()
     assert prerouting(world, backend) == [BY_HAND]
-    assert world.state() == before
 
 
 def test_a_rule_written_by_hand_alone_is_not_ours(iptables: Plane, world: World, backend: str) -> None:
@@ -179,6 +194,65 @@ def test_a_held_xtables_lock_is_waited_for(
         iptables.install()
         release.join()
     assert world.client.do("who", METADATA)["service"] == "agent"
+
+
+@pytest.mark.parametrize("backend", ["legacy"])
+def test_a_lock_that_is_held_too_long_is_one_line_that_says_whose_to_look_for(
+    iptables: Plane, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str
+) -> None:
+    lock = tmp_path / "xtables.lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    monkeypatch.setattr("kiam.dataplane.iptables.programs.LOCK_WAIT_SECONDS", 1)
+    monkeypatch.setattr("kiam.dataplane.iptables.programs.LOCK_BUDGET_SECONDS", 0.5)
+    before = world.state()
+    with lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"has held the xtables lock for .*'fuser -v {lock}'") as raised:
+            iptables.install()
+    assert "\n" not in str(raised.value)
+    assert world.state() == before
+
+
+@pytest.fixture
+def failing_at_nat(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While the returned file exists, IPv4's restore program refuses the nat table, the last of all."""
+    real = shutil.which(f"iptables-{backend}-restore")
+    broken = tmp_path / "broken"
+    script = tmp_path / f"iptables-{backend}-restore"
+    script.write_text(
+        f"#!/bin/sh\nrules=$(cat)\n"
+        f'case "$rules" in *"*nat"*-I*) [ -e {broken} ] && {{ echo "no memory" >&2; exit 4; }};; esac\n'
+        f'printf \'%s\\n\' "$rules" | exec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return broken
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_install_that_fails_on_its_last_step_leaves_all_as_it_was(
+    iptables: Plane, world: World, failing_at_nat: Path, earlier: bool
+) -> None:
+    if earlier:
+        iptables.install(iptables.but(port=OTHER_AGENT_PORT, interface=InterfacePattern.parse("!eth0")))
+    before = world.state()
+    failing_at_nat.touch()
+    with pytest.raises(UserError, match="no memory"):
+        iptables.install()
+    failing_at_nat.unlink()
+    assert world.state() == before
+
+
+@pytest.mark.parametrize(("program", "table"), [("ip6tables", "mangle"), ("ip6tables", "nat"), ("iptables", "mangle")])
+def test_half_of_it_is_not_called_installed(
+    iptables: Plane, world: World, backend: str, program: str, table: str
+) -> None:
+    iptables.install()
+    for flag in ("-F", "-X"):
+        world.node.run(f"{program}-{backend}", "-t", table, flag)
+    inspection = iptables.inspect()
+    assert inspection.condition is Condition.DIFFERENT
+    assert any(f"{program}-{backend} {table}" in problem for problem in inspection.problems)
 
 
 def test_nothing_is_written_where_all_is_well(iptables: Plane, world: World, backend: str) -> None:

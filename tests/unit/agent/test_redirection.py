@@ -14,6 +14,7 @@ from kiam.agent import redirection
 from kiam.agent.redirection import Redirection
 from kiam.agent.settings import DataplaneSettings
 from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.handover import Others
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern
 from tests.sandbox.process import wait_until
@@ -31,11 +32,16 @@ class Kernel:
         self.state: WantedState | None = None
         self.installs = 0
         self.looked = 0
+        self.handed_over: list[str] = []
         self.broken = False
+        self.damage = ""
+        self.read_back: WantedState | None = None
+        """What the damaged state reads as."""
 
     def install(self, wanted: WantedState) -> None:
         self.installs += 1
         self.state = wanted
+        self.damage = ""
 
     def remove(self) -> None:
         self.state = None
@@ -46,9 +52,11 @@ class Kernel:
             raise UserError("iptables isn't installed")
         if self.state is None:
             return Inspection(Condition.ABSENT)
+        if self.damage:
+            return Inspection(Condition.DIFFERENT, problems=(self.damage,), installed=self.read_back)
         if wanted not in (None, self.state):
-            return Inspection(Condition.DIFFERENT, problems=("another port",))
-        return Inspection(Condition.INSTALLED)
+            return Inspection(Condition.DIFFERENT, problems=("another port",), installed=self.state)
+        return Inspection(Condition.INSTALLED, installed=self.state)
 
     def counters(self) -> Counters:
         return Counters()
@@ -57,12 +65,19 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
+
+    def take_others_out(name: str) -> Others:
+        made.handed_over.append(name)
+        return Others(("nftables",), {"ebpf": "no rights"})
+
     monkeypatch.setattr(redirection, "load_dataplane", lambda name: made)
+    monkeypatch.setattr(redirection, "take_others_out", take_others_out)
     return made
 
 
-def redirection_of(remove_at_exit: bool = False) -> Redirection:
-    return Redirection(DataplaneSettings("iptables", CALI, HostNetwork.IGNORE, remove_at_exit), WANTED)
+def redirection_of(remove_at_exit: bool = False, keep_others: bool = False) -> Redirection:
+    settings = DataplaneSettings("iptables", CALI, HostNetwork.IGNORE, remove_at_exit, keep_others=keep_others)
+    return Redirection(settings, WANTED)
 
 
 @asynccontextmanager
@@ -124,3 +139,41 @@ async def test_after_leaving_it_stays_out(kernel: Kernel) -> None:
         await asyncio.sleep(0.02)
         assert kernel.state is None
         assert kernel.installs == installs
+
+
+@pytest.mark.parametrize("read_back", [None, WANTED])
+async def test_what_another_program_damaged_is_put_right(
+    kernel: Kernel, caplog: pytest.LogCaptureFixture, read_back: WantedState | None
+) -> None:
+    # As a conventional agent does that stops, and takes the rule with it that ours has adopted.
+    async with kept(redirection_of(), kernel):
+        kernel.read_back, kernel.damage = read_back, "missing in nat: the redirect"
+        await looked_again(kernel)
+        await asyncio.to_thread(wait_until, lambda: not kernel.damage, "the repair")
+    assert "the redirection was damaged, and is whole again: missing in nat: the redirect" in caplog.messages
+
+
+async def test_other_dataplanes_are_taken_out_once_ours_is_in(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with kept(redirection_of(), kernel):
+        await looked_again(kernel)
+        await looked_again(kernel)
+    assert kernel.handed_over == ["iptables"]
+    assert "nftables dataplane taken out: iptables is in its place" in caplog.messages
+    assert "the ebpf dataplane is installed too, and can't be taken out: no rights" in caplog.messages
+
+
+async def test_other_dataplanes_stay_while_ours_is_not_as_wanted(kernel: Kernel) -> None:
+    newer = WantedState(IPv4Address("10.0.0.1"), 9999, CALI)
+    one = redirection_of()
+    kernel.state = newer
+    task = asyncio.create_task(one.keep(every=0.001))
+    await looked_again(kernel)
+    task.cancel()
+    assert kernel.handed_over == []
+
+
+async def test_other_dataplanes_are_kept_where_that_is_wished(kernel: Kernel) -> None:
+    async with kept(redirection_of(keep_others=True), kernel):
+        await looked_again(kernel)
+    assert kernel.handed_over == []
