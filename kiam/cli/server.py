@@ -117,6 +117,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         False,
         "give an agent only the pods of the node that its certificate names (DNS SAN equal to the node's name)",
     )
+    add_boolean(
+        parser,
+        "--container-credentials",
+        False,
+        "check service account tokens for agents' container credentials endpoint (needs the right to create "
+        "tokenreviews and get serviceaccounts)",
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:

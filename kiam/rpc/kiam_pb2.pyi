@@ -67,6 +67,58 @@ class GetPodCredentialsRequest(_message.Message):
 Global___GetPodCredentialsRequest: _TypeAlias = GetPodCredentialsRequest  # noqa: Y015
 
 @_typing.final
+class GetContainerCredentialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    IP_FIELD_NUMBER: _builtins.int
+    POD_UID_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token, as the pod sent it in Authorization. Never logged."""
+    ip: _builtins.str
+    """The address the pod's connection comes from."""
+    pod_uid: _builtins.str
+    """The pod's UID if the agent has it from the kernel; empty: it doesn't know."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        ip: _builtins.str = ...,
+        pod_uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "pod_uid", b"pod_uid", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetContainerCredentialsRequest: _TypeAlias = GetContainerCredentialsRequest  # noqa: Y015
+
+@_typing.final
+class ContainerCredentials(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Of the role's ARN."""
+    @_builtins.property
+    def credentials(self) -> Global___Credentials: ...
+    def __init__(
+        self,
+        *,
+        credentials: Global___Credentials | None = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "credentials", b"credentials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContainerCredentials: _TypeAlias = ContainerCredentials  # noqa: Y015
+
+@_typing.final
 class GetHealthRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

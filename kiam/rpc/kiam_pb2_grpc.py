@@ -54,6 +54,11 @@ class KiamServiceStub:
                 request_serializer=kiam_dot_rpc_dot_kiam__pb2.WatchNodeRequest.SerializeToString,
                 response_deserializer=kiam_dot_rpc_dot_kiam__pb2.NodeUpdate.FromString,
                 _registered_method=True)
+        self.GetContainerCredentials = channel.unary_unary(
+                '/kiam.KiamService/GetContainerCredentials',
+                request_serializer=kiam_dot_rpc_dot_kiam__pb2.GetContainerCredentialsRequest.SerializeToString,
+                response_deserializer=kiam_dot_rpc_dot_kiam__pb2.ContainerCredentials.FromString,
+                _registered_method=True)
 
 
 class KiamServiceServicer:
@@ -87,6 +92,14 @@ class KiamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetContainerCredentials(self, request, context):
+        """Credentials for the pod that a projected service account token is bound to (the container credentials endpoint).
+        UNIMPLEMENTED unless the server runs with --container-credentials.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KiamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +122,11 @@ def add_KiamServiceServicer_to_server(servicer, server):
                     servicer.WatchNode,
                     request_deserializer=kiam_dot_rpc_dot_kiam__pb2.WatchNodeRequest.FromString,
                     response_serializer=kiam_dot_rpc_dot_kiam__pb2.NodeUpdate.SerializeToString,
+            ),
+            'GetContainerCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetContainerCredentials,
+                    request_deserializer=kiam_dot_rpc_dot_kiam__pb2.GetContainerCredentialsRequest.FromString,
+                    response_serializer=kiam_dot_rpc_dot_kiam__pb2.ContainerCredentials.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +237,33 @@ class KiamService:
             '/kiam.KiamService/WatchNode',
             kiam_dot_rpc_dot_kiam__pb2.WatchNodeRequest.SerializeToString,
             kiam_dot_rpc_dot_kiam__pb2.NodeUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetContainerCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kiam.KiamService/GetContainerCredentials',
+            kiam_dot_rpc_dot_kiam__pb2.GetContainerCredentialsRequest.SerializeToString,
+            kiam_dot_rpc_dot_kiam__pb2.ContainerCredentials.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,13 +20,16 @@ from kiam.server.aws.credentials import CredentialsManager
 from kiam.server.aws.metrics import Metrics
 from kiam.server.aws.sts import BotoSTS
 from kiam.server.grpc.authorization import AnyNode, CertifiedNode
+from kiam.server.grpc.container_credentials import ContainerCredentials
 from kiam.server.grpc.listener import listen, make_grpc_server
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.grpc.service import Service
+from kiam.server.kubernetes.accounts import ServiceAccountRoles
 from kiam.server.kubernetes.api import KubeApi
 from kiam.server.kubernetes.events import EventRecorder
 from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
+from kiam.server.kubernetes.tokens import TokenReviewer
 from kiam.server.policy.demand import Demand
 from kiam.server.policy.judge import Judge
 from kiam.server.readiness import Readiness
@@ -96,6 +99,10 @@ class Server:
             NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
             (BASE_ARN, *STORES),
         )
+        if config.container_credentials:
+            service.container_credentials = ContainerCredentials(
+                TokenReviewer(api), ServiceAccountRoles(api), self._pods, self._known_judge
+            )
         counted = ServerMetrics(self._registry).count(kiam_pb2.DESCRIPTOR.services_by_name["KiamService"], service)
         kiam_pb2_grpc.add_KiamServiceServicer_to_server(counted, self._grpc)
         self.port = listen(self._grpc, config.bind, self._tls)

@@ -41,5 +41,6 @@ class ServerSettings:
     grpc_max_connection_age_duration: timedelta
     grpc_max_connection_age_grace_duration: timedelta
     node_authorization: bool
+    container_credentials: bool
     prometheus_listen_addr: str | None
     pprof_listen_addr: str | None

@@ -16,7 +16,9 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import hmac
 import json
+import os
 import ssl
 import sys
 import time
@@ -35,13 +37,20 @@ from tests.sandbox.process import Process
 Json = dict[str, Any]
 
 TOKEN = "sandbox-kiam-server-token"  # the emulator's own, worth nothing elsewhere
-KINDS = {"pods": "Pod", "namespaces": "Namespace", "events": "Event", "nodes": "Node"}
-NAMESPACED = frozenset({"pods", "events"})
+KINDS = {
+    "pods": "Pod",
+    "namespaces": "Namespace",
+    "events": "Event",
+    "nodes": "Node",
+    "serviceaccounts": "ServiceAccount",
+}
+NAMESPACED = frozenset({"pods", "events", "serviceaccounts"})
 ALLOWED = {
     "pods": {"get", "list", "watch"},
     "namespaces": {"get", "list", "watch"},
     "events": {"create", "patch"},
     "nodes": set(),
+    "serviceaccounts": {"get"},
 }
 """What the bearer token may do: the RBAC of the contract."""
 
@@ -216,6 +225,7 @@ class KubeApi:
         self._streams: set[asyncio.Task[Any]] = set()
         self._runner: web.AppRunner | None = None
         self._bookmarks = asyncio.Event()
+        self._signing_key = os.urandom(32)
 
     async def __aenter__(self) -> KubeApi:
         await self.start()
@@ -344,6 +354,9 @@ class KubeApi:
             return web.json_response({"major": "1", "minor": "34", "gitVersion": "v1.34.0-sandbox"})
         if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
             return self._review(await request.json())
+        if request.path == "/apis/authentication.k8s.io/v1/tokenreviews":
+            self.requests["create tokenreviews"] += 1
+            return web.json_response(self._token_review(await request.json()), status=201)
         resource, namespace, name = _route(request.path)
         verb = _verb(request, name)
         self.requests[f"{verb} {resource}"] += 1
@@ -360,6 +373,46 @@ class KubeApi:
         asked = body["spec"]["resourceAttributes"]
         allowed = self.token is None or asked["verb"] in ALLOWED.get(asked["resource"], ())
         return web.json_response({**body, "status": {"allowed": allowed}}, status=201)
+
+    def issue_token(self, pod: Json, audience: str, seconds: float = 3600.0) -> str:
+        """A token bound to a pod, as kubelet projects it: a JWT, but for its signature, which only this API reads."""
+        claims = {
+            "aud": [audience],
+            "exp": int(time.time() + seconds),
+            "kubernetes.io": {
+                "namespace": pod["metadata"]["namespace"],
+                "pod": {"name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]},
+                "serviceaccount": {"name": pod.get("spec", {}).get("serviceAccountName", "default")},
+            },
+        }
+        parts = ({"alg": "RS256"}, claims)
+        head = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+        signature = hmac.new(self._signing_key, head.encode(), "sha256").hexdigest()
+        return f"{head}.{signature}"
+
+    def _token_review(self, body: Json) -> Json:
+        """Whether a token is one of :meth:`issue_token`'s, in time, and of a pod that is there."""
+        head, _, signature = body["spec"]["token"].rpartition(".")
+        wanted = hmac.new(self._signing_key, head.encode(), "sha256").hexdigest()
+        if not hmac.compare_digest(signature, wanted):
+            return {**body, "status": {"authenticated": False, "error": "invalid signature"}}
+        claims = json.loads(base64.urlsafe_b64decode(head.split(".")[1] + "=="))
+        bound = claims["kubernetes.io"]
+        audiences = [audience for audience in claims["aud"] if audience in body["spec"]["audiences"]]
+        try:
+            pod = self.get("pods", bound["pod"]["name"], bound["namespace"])
+        except KeyError:
+            pod = {"metadata": {}}
+        if not audiences or claims["exp"] <= time.time() or pod["metadata"].get("uid") != bound["pod"]["uid"]:
+            return {**body, "status": {"authenticated": False, "error": "token is not valid"}}
+        user = {
+            "username": f"system:serviceaccount:{bound['namespace']}:{bound['serviceaccount']['name']}",
+            "extra": {
+                "authentication.kubernetes.io/pod-name": [bound["pod"]["name"]],
+                "authentication.kubernetes.io/pod-uid": [bound["pod"]["uid"]],
+            },
+        }
+        return {**body, "status": {"authenticated": True, "user": user, "audiences": audiences}}
 
     async def _single(
         self, request: web.Request, verb: str, resource: str, namespace: str | None, name: str | None

@@ -17,6 +17,15 @@ from kiam.identity import Identity
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
 from kiam.server.grpc.authorization import Authorization
+from kiam.server.grpc.container_credentials import (
+    ApiAwayError,
+    ContainerCredentials,
+    Granted,
+    RefusedError,
+    UnknownPodError,
+    account_of,
+    read_question,
+)
 from kiam.server.grpc.holds import Waiting
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.events import EventRecorder
@@ -71,6 +80,8 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self._streams = streams
         self._needed = needed
         self._filled = asyncio.Event()
+        self.container_credentials: ContainerCredentials | None = None
+        """Checks service account tokens; None: the server runs without ``--container-credentials``."""
         self.arrivals = Waiting()
         """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
         pods.listen(self._pod_changed)
@@ -120,15 +131,46 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                 if not waited:
                     self._credentials.count_hit()
                 return held
-            try:
-                await self._credentials.get(identity, pod.namespace)
-                issued_for = identity
-            except CredentialsUnavailableError as error:
-                self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
-                trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
+            await self._issue(pod, identity, context)
+            issued_for = identity
             # The attack stopped: while STS took its time, the address may have passed to another pod, or the permission
             # been withdrawn. So everything is looked at again before the credentials, now held, go out.
+
+    async def GetContainerCredentials(
+        self, request: kiam_pb2.GetContainerCredentialsRequest, context: Context
+    ) -> kiam_pb2.ContainerCredentials:
+        """Credentials for the pod that a service account token is bound to, if it asks from its own address."""
+        if self.container_credentials is None:
+            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "the server runs without --container-credentials")
+        try:
+            question = read_question(request, self._authorization.nodes(context))
+        except ValueError as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        hold = _Hold(context)
+        issued_for: Identity | None = None
+        while True:
+            if not self._filled.is_set() and not await self.arrivals.wait("ready", hold.left()):
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+            try:
+                granted = await self.container_credentials.grant(question, self.arrivals, hold)
+            except RefusedError as error:
+                await _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except UnknownPodError:
+                await _abort(context, grpc.StatusCode.NOT_FOUND, NO_POD_FOR_CREDENTIALS)
+            except ApiAwayError as error:
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            if not isinstance(granted, Granted):
+                await self._refuse(*granted, context)
+            identity = granted.identity
+            waited = identity == issued_for
+            held = self._credentials.peek(identity) if waited else self._credentials.ready(identity)
+            if held is not None:
+                if not waited:
+                    self._credentials.count_hit()
+                return kiam_pb2.ContainerCredentials(credentials=held, account_id=account_of(identity.role_arn))
+            # Looked at again after STS's time, as in GetPodCredentials.
+            await self._issue(granted.pod, identity, context)
+            issued_for = identity
 
     async def WatchNode(
         self, request: kiam_pb2.WatchNodeRequest, context: Context
@@ -160,6 +202,15 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self._filled.set()
         self.arrivals.tell_all()
         self._streams.end_all()
+
+    async def _issue(self, pod: Pod, identity: Identity, context: Context) -> None:
+        """Have an identity's credentials at hand, or answer why there are none."""
+        try:
+            await self._credentials.get(identity, pod.namespace)
+        except CredentialsUnavailableError as error:
+            self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
+            trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
 
     async def _refuse(self, pod: Pod, role: str, decision: Decision, context: Context) -> NoReturn:
         log.warning(

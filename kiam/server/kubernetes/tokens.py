@@ -1,0 +1,161 @@
+"""Which pod a projected service account token is bound to, by the Kubernetes API's word (TokenReview).
+
+A token is a JWT that names its audience, its service account and the pod it was projected into. What it claims is read
+first, which costs nothing and spares the API most nonsense; what counts is the review, which also knows of signatures,
+deleted pods and deleted service accounts
+(https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/, "TokenReview").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+AUDIENCE = "pods.eks.amazonaws.com"
+"""What AWS SDKs' tokens are for (Amazon EKS user guide, "EKS Pod Identity")."""
+REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
+LONGEST_TOKEN = 16 << 10
+"""Characters; a projected token has about 1,000."""
+LONGEST_KEPT = 60.0
+"""Seconds a review is believed, if the token lives that long: a revoked token is worth no more."""
+MOST_KEPT = 4096
+MOST_AT_ONCE = 8
+_USER = "system:serviceaccount:"
+_POD_NAME, _POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
+
+
+class TokenRefusedError(Exception):
+    """The token proves nothing; the message says why, in words that may be told to the pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundToken:
+    """What a token that holds says of its pod."""
+
+    namespace: str
+    service_account: str
+    pod_name: str
+    pod_uid: str
+
+
+class ReviewApi(Protocol):
+    """The part of the Kubernetes API that is needed."""
+
+    async def post(self, path: str, body: dict[str, Any]) -> bytes:
+        """Create an object; the answer's body. Raises KubeError."""
+
+
+class _BoundPod(msgspec.Struct, gc=False):
+    uid: str = ""
+
+
+class _KubernetesClaims(msgspec.Struct, gc=False):
+    pod: _BoundPod = msgspec.field(default_factory=_BoundPod)
+
+
+class _Claims(msgspec.Struct, gc=False):
+    aud: str | list[str] = ""
+    exp: float = 0.0
+    kubernetes: _KubernetesClaims = msgspec.field(name="kubernetes.io", default_factory=_KubernetesClaims)
+
+
+class _User(msgspec.Struct, gc=False):
+    username: str = ""
+    extra: dict[str, list[str]] = {}
+
+
+class _Status(msgspec.Struct, gc=False):
+    authenticated: bool = False
+    user: _User = msgspec.field(default_factory=_User)
+    audiences: list[str] = []
+
+
+class _Review(msgspec.Struct, gc=False):
+    status: _Status = msgspec.field(default_factory=_Status)
+
+
+def read_claims(token: str) -> tuple[float, str]:
+    """A token's expiry (seconds since 1970) and its pod's UID, as it claims them. Raises TokenRefusedError."""
+    parts = token.split(".")
+    if len(token) > LONGEST_TOKEN or len(parts) != 3:
+        raise TokenRefusedError("the token is no projected service account token")
+    try:
+        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = msgspec.json.decode(payload, type=_Claims)
+    except (binascii.Error, ValueError, msgspec.DecodeError):
+        raise TokenRefusedError("the token is no projected service account token") from None
+    if AUDIENCE not in ([claims.aud] if isinstance(claims.aud, str) else claims.aud):
+        raise TokenRefusedError(f"the token is not for the audience {AUDIENCE}")
+    if not claims.kubernetes.pod.uid:
+        raise TokenRefusedError("the token is not bound to a pod")
+    return claims.exp, claims.kubernetes.pod.uid
+
+
+def read_review(body: bytes) -> BoundToken:
+    """Who the API says the token is. Raises TokenRefusedError."""
+    try:
+        status = msgspec.json.decode(body, type=_Review).status
+    except msgspec.DecodeError:
+        raise TokenRefusedError("the Kubernetes API's review of the token can't be read") from None
+    # The attack stopped: an API server that knows nothing of audiences authenticates a token made for another service
+    # and returns none (TokenReview, status.audiences).
+    if not status.authenticated or AUDIENCE not in status.audiences:
+        raise TokenRefusedError("the Kubernetes API doesn't accept the token")
+    namespace, _, account = status.user.username.removeprefix(_USER).partition(":")
+    names, uids = status.user.extra.get(_POD_NAME, []), status.user.extra.get(_POD_UID, [])
+    if not status.user.username.startswith(_USER) or not account or len(names) != 1 or len(uids) != 1:
+        raise TokenRefusedError("the token is not bound to a pod")
+    return BoundToken(namespace, account, names[0], uids[0])
+
+
+class TokenReviewer:
+    """Asks the API once for each token, and again when the answer is a minute old."""
+
+    def __init__(self, api: ReviewApi, now: Callable[[], float] = time.time) -> None:
+        self._api = api
+        self._now = now
+        self._kept: OrderedDict[bytes, tuple[float, BoundToken]] = OrderedDict()
+        """By the token's hash, as a memory image must not hold usable tokens; until when, in seconds since 1970."""
+        self._under_way: dict[bytes, asyncio.Task[BoundToken]] = {}
+        self._turn = asyncio.Semaphore(MOST_AT_ONCE)
+
+    async def review(self, token: str) -> BoundToken:
+        """Who a token is. Raises TokenRefusedError; KubeError when the API can't say."""
+        expires, _ = read_claims(token)
+        now = self._now()
+        if expires <= now:
+            raise TokenRefusedError("the token has expired")
+        digest = hashlib.sha256(token.encode()).digest()
+        until, bound = self._kept.get(digest, (0.0, None))
+        # An until that is further ahead than any can be was set by a clock that has been set back since.
+        if bound is not None and now < until <= now + LONGEST_KEPT:
+            return bound
+        task = self._under_way.get(digest)
+        if task is None:
+            task = self._under_way[digest] = asyncio.create_task(self._ask(token, digest, expires))
+            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
+        return await asyncio.shield(task)
+
+    async def _ask(self, token: str, digest: bytes, expires: float) -> BoundToken:
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [AUDIENCE]},
+        }
+        async with self._turn:
+            asked_at = self._now()
+            bound = read_review(await self._api.post(REVIEWS, body))
+        self._kept[digest] = (min(expires, asked_at + LONGEST_KEPT), bound)
+        self._kept.move_to_end(digest)
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+        return bound
