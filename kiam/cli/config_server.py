@@ -86,8 +86,8 @@ async def _check_list(api: KubeApi, resource: str) -> CheckResult:
     try:
         listed = json.loads(await api.get(f"/api/v1/{resource}", {"limit": "1"}))
     except KubeError as error:
-        mend = _RBAC if error.status == 403 else "see whether --kubeconfig is for this cluster, and its API is up"
-        return failed(check, str(error), mend)
+        advice = _RBAC if error.status == 403 else "see whether --kubeconfig is for this cluster, and its API is up"
+        return failed(check, str(error), advice)
     except ValueError:
         return failed(check, "the answer is not JSON", "see whether --kubeconfig points at a Kubernetes API")
     metadata = listed.get("metadata", {})
@@ -128,7 +128,7 @@ def _check_sts(arguments: argparse.Namespace) -> CheckResult:
         sts = BotoSTS(arguments.region, arguments.assume_role_arn, duration, 1)
     except UserError as error:
         return failed_with(check, error, "give another --region or --assume-role-arn")
-    unwell = partial(failed, check, mend="give the server's instance or service account a role (docs/iam.md)")
+    unwell = partial(failed, check, fix="give the server's instance or service account a role (docs/iam.md)")
     try:
         identity = sts.check()
     except STSError as error:

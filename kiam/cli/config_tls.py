@@ -65,9 +65,9 @@ def failed_with(check: str, error: UserError, advice: str) -> CheckResult:
 
 
 def needs(check: str, flags: frozenset[str]) -> CheckResult:
-    """A check that can't be made before some flags are mended."""
+    """A check that can't be made before some flags are fixed."""
     listed = ", ".join(sorted(flags))
-    return skipped(check, f"needs {listed}", f"mend {listed}")
+    return skipped(check, f"needs {listed}", f"fix {listed}")
 
 
 def _describe(files: TLSFiles, inspected: InspectedTLS) -> Sequence[CheckResult]:

@@ -100,17 +100,20 @@ def add_keep_others(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def host_of_environment() -> IPv4Address | None:
+    """HOST_IP, as a pod's specification sets it from status.hostIP; None where it isn't set. Raises UserError."""
+    text = os.environ.get("HOST_IP", "")
+    try:
+        return _ipv4(text) if text else None
+    except ValueError as error:
+        raise UserError(f"HOST_IP: {error}") from error
+
+
 def find_wanted_state(arguments: argparse.Namespace) -> WantedState | None:
     """The wanted state of parsed arguments and the environment; None without a host address. Raises UserError."""
-    host = arguments.host
+    host = arguments.host or host_of_environment()
     if host is None:
-        text = os.environ.get("HOST_IP", "")
-        if not text:
-            return None
-        try:
-            host = _ipv4(text)
-        except ValueError as error:
-            raise UserError(f"HOST_IP: {error}") from error
+        return None
     return WantedState(
         host,
         arguments.port,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiam.cli.check_table import print_results
-from kiam.cli.dataplane_options import add_wanted_state, ipv4_address, wanted_state
+from kiam.cli.dataplane_options import add_wanted_state, host_of_environment, ipv4_address
 from kiam.dataplane.registry import DATAPLANES
 from kiam.errors import UserError
 from kiam.verify.results import any_failed
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 BY_HAND = "none"
+FLAGS = {
+    "host": "host_address",
+    "port": "port",
+    "host_interface": "interface",
+    "host6": "host_address6",
+    "host_network": "host_network",
+    "agent_cgroup": "agent_cgroup",
+    "iptables_backend": "iptables_backend",
+    "forward_metadata": "forward_from",
+}
+"""Flag (its name in the parsed arguments): the field of WantedState it is about."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +42,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="which one has to be installed; none: a rule made by hand; auto (default): whichever is found",
     )
     add_wanted_state(parser)
-    parser.add_argument("--output", choices=("table", "json"), default="table", help="for people or for programs")
+    # Read from what is installed: a flag that isn't given must not be taken for a wish.
+    parser.set_defaults(**dict.fromkeys(FLAGS))
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--output", choices=("table", "json"), default="table", help="for people or for programs")
+    output.add_argument(
+        "--fix",
+        dest="output",
+        action="store_const",
+        const="script",
+        help="print a shell script that fixes what failed or warned, and nothing else; it is not run",
+    )
     parser.add_argument(
         "--live",
         action=argparse.BooleanOptionalAction,
@@ -58,15 +79,18 @@ def run(arguments: argparse.Namespace) -> int:
     from kiam.verify.live.proof import LiveSettings
     from kiam.verify.run import VerifySettings, verify
 
-    wanted = wanted_state(arguments)
+    given = {field: getattr(arguments, flag) for flag, field in FLAGS.items()}
     if arguments.pod_netns is not None and not arguments.pod_netns.exists():
-        raise UserError(f"--pod-netns: nothing at '{arguments.pod_netns}'; give a path such as /proc/<pid>/ns/net")
+        raise UserError(f"--pod-netns: nothing at '{arguments.pod_netns}'", "give a path such as /proc/<pid>/ns/net")
     settings = VerifySettings(
-        arguments.dataplane, arguments.live, LiveSettings(arguments.pod_netns, arguments.pod_address)
+        arguments.dataplane,
+        arguments.live,
+        LiveSettings(arguments.pod_netns, arguments.pod_address),
+        host_of_environment(),
     )
     with _terminated_as_interrupted():
         try:
-            results = list(verify(wanted, settings))
+            results = list(verify(given, settings))
         except KeyboardInterrupt:
             raise UserError("interrupted; everything made for the proof has been removed") from None
     print_results(results, arguments.output)

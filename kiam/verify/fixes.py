@@ -1,19 +1,21 @@
-"""The commands that mend what a check found, exactly as a person can paste them into a root shell on the node."""
+"""The commands that fix what a check found, exactly as a person can paste them into a root shell on the node."""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from pathlib import Path
 
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from kiam.netfilter.model import Rule, Table, drop_table_option
+from kiam.verify.fix import Fix, FixKind, both
 
 BY_HAND = "none"
 """The dataplane's name where the redirect is a rule somebody else installs, as the documentation shows it."""
+SAME_FOR_THE_AGENT = "then give the agent the same (chart: agent.host); its next start would bring its own back"
 
 
 def interface_words(pattern: InterfacePattern) -> list[str]:
@@ -39,78 +41,117 @@ def in_shell(specification: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Mends:
-    """Commands for one wanted state."""
+class Fixes:
+    """Makes the fixes of one verification, all towards the same state."""
 
-    wanted: WantedState
+    target: WantedState
+    """What the node should be brought to: what is verified, with what is wrong about it put right."""
     dataplane: str
     """A name of the registry, or BY_HAND."""
     iptables: str = "iptables"
-    """The command of the iptables backend rules belong to on this node."""
+    """The command of the iptables backend that the node's rules are in."""
+    agent_keeps: bool = False
+    """Whether an agent on this node may bring its own state back."""
 
     def flags(self) -> str:
-        """The flags all ``kiam dataplane`` commands need for this wanted state."""
-        wanted = self.wanted
-        words = [
-            f"--host={wanted.host_address}",
-            f"--port={wanted.port}",
-            f"--host-interface={wanted.interface}",
-        ]
-        if wanted.host_address6 is not None:
-            words.append(f"--host6={wanted.host_address6}")
-        if wanted.host_network is not HostNetwork.IGNORE:
-            words.append(f"--host-network={wanted.host_network}")
-        if wanted.agent_cgroup is not None:
-            words.append(f"--agent-cgroup={wanted.agent_cgroup}")
-        if wanted.iptables_backend is not IptablesBackend.AUTO:
-            words.append(f"--iptables-backend={wanted.iptables_backend}")
-        if wanted.forward_from is not None:
-            words.append(f"--forward-metadata=allow:{wanted.forward_from}")
+        """The flags ``kiam dataplane install`` needs for the target."""
+        target = self.target
+        words = [f"--host={target.host_address}", f"--port={target.port}", f"--host-interface={target.interface}"]
+        if target.host_address6 is not None:
+            words.append(f"--host6={target.host_address6}")
+        if target.host_network is not HostNetwork.IGNORE:
+            words.append(f"--host-network={target.host_network}")
+        if target.agent_cgroup is not None:
+            words.append(f"--agent-cgroup={target.agent_cgroup}")
+        if target.iptables_backend is not IptablesBackend.AUTO:
+            words.append(f"--iptables-backend={target.iptables_backend}")
+        if target.forward_from is not None:
+            words.append(f"--forward-metadata=allow:{target.forward_from}")
         return shlex.join(words)
 
-    def for_interface(self, pattern: InterfacePattern) -> str:
-        """Redirect another pattern's interfaces instead."""
-        return replace(self, wanted=replace(self.wanted, interface=pattern)).install()
-
-    def for_host(self, address: IPv4Address) -> str:
-        """Redirect to another address instead."""
-        return replace(self, wanted=replace(self.wanted, host_address=address)).install()
-
-    def with_dataplane(self, dataplane: str) -> Mends:
+    def with_dataplane(self, dataplane: str) -> Fixes:
         """The same for another dataplane."""
         return replace(self, dataplane=dataplane)
 
-    def install(self) -> str:
-        """Bring the kernel to the wanted state."""
+    @property
+    def install_command(self) -> str:
+        """Brings the kernel to the target."""
         if self.dataplane == BY_HAND:
-            return self.insert_rule()
+            return self.insert_command()
         return f"kiam dataplane install --dataplane={self.dataplane} {self.flags()}"
 
-    def install_with_drops(self) -> str:
+    def install(self, note: str = "") -> Fix:
+        """Bring the kernel to the target."""
+        kind = FixKind.INSERT_RULE if self.dataplane == BY_HAND else FixKind.INSTALL
+        return Fix(kind, self.install_command, note)
+
+    def install_changed(self) -> Fix:
+        """As install, where an agent may want something else."""
+        return self.install(SAME_FOR_THE_AGENT if self.agent_keeps and self.dataplane != BY_HAND else "")
+
+    def install_with_drops(self) -> Fix:
         """As install; where the rule was made by hand, the dataplane that adds the drops to it."""
-        dataplane = "iptables" if self.dataplane == BY_HAND else self.dataplane
-        return f"kiam dataplane install --dataplane={dataplane} {self.flags()}"
+        return self.with_dataplane("iptables").install() if self.dataplane == BY_HAND else self.install()
 
-    def remove(self, dataplane: str) -> str:
-        """Take a dataplane out."""
-        return f"kiam dataplane remove --dataplane={dataplane}"
+    def insert_command(self) -> str:
+        """Puts the documented rule at the head of PREROUTING."""
+        return f"{self.iptables} -t nat -I PREROUTING 1 {in_shell(conventional_rule(self.target))}"
 
-    def verify(self, *more: str) -> str:
-        """Ask again, perhaps with other flags."""
-        return " ".join(["kiam dataplane verify", f"--dataplane={self.dataplane}", self.flags(), *more])
+    def replace_rule(self, *deletions: str) -> Fix:
+        """The right rule first, so that at no moment there is none; then the wrong ones go."""
+        return Fix(FixKind.REPLACE_RULE, both(self.install_command, *deletions))
 
-    def insert_rule(self, tool: str | None = None) -> str:
-        """Put the documented rule at the head of PREROUTING."""
-        return f"{tool or self.iptables} -t nat -I PREROUTING 1 {in_shell(conventional_rule(self.wanted))}"
+    def move_rule(self, insert: bool, *deletions: str) -> Fix:
+        """From the other backend's store into the node's."""
+        return Fix(FixKind.MOVE_RULE, both(self.insert_command() if insert else "", *deletions))
+
+    def remove_dataplane(self, other: str, kept_is_right: bool) -> Fix:
+        """Take another dataplane out, the one that stays being right first."""
+        remove = f"kiam dataplane remove --dataplane={other}"
+        command = remove if kept_is_right else both(self.install_command, remove)
+        return Fix(FixKind.REMOVE_DATAPLANE, command, "unless the agent of this node is to use it from now on")
+
+    def let_pass(self, table: Table, rule: Rule, *, from_pods: bool) -> Fix:
+        """Leave metadata traffic out of what a rule of somebody else does, and the rule itself as it is."""
+        return Fix(FixKind.LET_PASS, self._accept_before(table, rule, from_pods))
+
+    def _accept_before(self, table: Table, rule: Rule, from_pods: bool) -> str:
+        pattern = self.target.interface
+        if table.tool == "nft":
+            interface = f"{nft_interface(pattern)} " if from_pods and pattern.name else ""
+            words = f"{interface}ip daddr {METADATA_IPV4} tcp dport {METADATA_PORT} accept"
+            return f"nft insert rule {table.family} {table.name} {rule.chain} handle {rule.position} '{words}'"
+        words = " ".join(
+            [
+                *("-d", f"{METADATA_IPV4}/32", *(interface_words(pattern) if from_pods else ())),
+                *("-p", "tcp", "-m", "tcp", "--dport", str(METADATA_PORT), "-j", "ACCEPT"),
+            ]
+        )
+        return f"{table.tool} -t {table.name} -I {rule.chain} {rule.position} {in_shell(words)}"
+
+
+def verify_again(note: str = "", *flags: str) -> Fix:
+    """Ask again, perhaps with flags; all else is read from the node."""
+    return Fix(FixKind.VERIFY_AGAIN, shlex.join(["kiam", "dataplane", "verify", *flags]), note)
+
+
+def verify_with_rights() -> Fix:
+    """Ask again with the rights that are missing here: as root on the node, or by the chart's own test in a pod."""
+    account = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    if os.geteuid() != 0:
+        return Fix(FixKind.VERIFY_WITH_RIGHTS, "sudo kiam dataplane verify")
+    namespace = os.environ.get("POD_NAMESPACE") or (account.read_text() if account.exists() else "kube-system")
+    command = shlex.join(["helm", "test", "kiam", "--namespace", namespace.strip(), "--logs"])
+    return Fix(FixKind.VERIFY_BY_HELM, command, "or on the node itself, as root: kiam dataplane verify")
+
+
+def nft_interface(pattern: InterfacePattern) -> str:
+    """``iifname "cali*"``."""
+    return f'iifname {"!= " * pattern.inverted}"{pattern.name}{"*" * pattern.wildcard}"'
 
 
 def delete_rule(table: Table, rule: Rule) -> str:
-    """Take one rule out, with the tool it was listed by."""
+    """Takes one rule out, with the tool it was listed by."""
     if table.tool == "nft":
         return f"nft delete rule {table.family} {table.name} {rule.chain} handle {rule.position}"
     return f"{table.tool} -t {table.name} -D {rule.chain} {in_shell(drop_table_option(rule.text))}"
-
-
-def both(commands: Sequence[str]) -> str:
-    """One line that runs all and stops at the first that fails."""
-    return " && ".join(commands)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 
 from kiam.dataplane.addresses import is_local
 from kiam.dataplane.contract import WantedState
 from kiam.dataplane.iptables.programs import detect_backend
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 from kiam.metadata import METADATA_IPV4
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.packets import Packet, metadata_packet
-from kiam.verify.checks import prerequisites
+from kiam.verify.checks import mounts, prerequisites, services
 from kiam.verify.checks.classifiers import check_classifiers, read_classifiers
-from kiam.verify.checks.host import check_host, host_hits
-from kiam.verify.checks.installed import AUTO, ask_all, check_installed, choose
+from kiam.verify.checks.host import check_host, fix_for_host
+from kiam.verify.checks.installed import check_installed
 from kiam.verify.checks.interfaces import Interface, check_interfaces, pod_interfaces
 from kiam.verify.checks.precedence import check_firewall, check_precedence
 from kiam.verify.checks.programs import check_programs, check_unreadable, read_programs
-from kiam.verify.checks.redirects import check_redirect
-from kiam.verify.fixes import BY_HAND, Mends, delete_rule
+from kiam.verify.checks.redirect import check_redirect
+from kiam.verify.discovery import AUTO, BY_NAMESPACE, Asked, Given, Node, Subject, ask, ask_all, discover
+from kiam.verify.fix import Fix, FixKind
+from kiam.verify.fixes import BY_HAND, Fixes, verify_with_rights
 from kiam.verify.live.place import pods_cgroup, top
 from kiam.verify.live.proof import PROOF, LiveSettings, prove
-from kiam.verify.results import CheckResult, Status, failed, warned
+from kiam.verify.node import usable
+from kiam.verify.results import CheckResult, Status, failed, skipped, warned
 from kiam.verify.snapshot import Snapshot, take_snapshot
 
 SAMPLES = 4
@@ -38,53 +43,72 @@ class VerifySettings:
     """A name of the registry, ``none`` for a rule made by hand, or ``auto``."""
     live: bool = True
     proof: LiveSettings = field(default_factory=LiveSettings)
+    host: IPv4Address | None = None
+    """The node's address as the environment says."""
 
 
-def verify(wanted: WantedState, settings: VerifySettings) -> Iterator[CheckResult]:
+def verify(given: Given, settings: VerifySettings) -> Iterator[CheckResult]:
     """Run every check; lines come as soon as they are known. Raises UserError where nothing can be checked."""
     snapshot = take_snapshot()
-    asked = ask_all(wanted)
-    dataplane = choose(settings.dataplane, asked)
-    mends = Mends(wanted, dataplane, iptables_command(wanted))
-    yield from check_installed(dataplane, asked, mends)
-    yield from check_rules(snapshot, wanted, mends)
+    asked = ask_all()
+    ping = functools.cache(services.ping)
+    backend = _backend()
+    node = Node(snapshot.tables, snapshot.interfaces, snapshot.uplinks, backend, settings.host)
+    subject = discover(settings.dataplane, given, asked, node, lambda address, port: ping(address, port).is_pong)
+    wanted, fixes = subject.wanted, _fixes(subject, backend)
+    now = ask(subject.dataplane, wanted) if subject.dataplane != BY_HAND else Asked()
+    yield from check_installed(subject, now, asked, fixes)
+    yield from check_rules(snapshot, subject, fixes, _lines_of_ours(asked))
     yield from check_bpf()
     yield from check_classifiers(read_classifiers([packet.interface for packet in samples_there(snapshot, wanted)]))
-    yield from check_interfaces(snapshot.interfaces, wanted.interface, snapshot.uplinks, mends)
-    yield prerequisites.check_host_address(wanted, mends)
+    by_namespace = subject.dataplane in BY_NAMESPACE
+    yield from check_interfaces(snapshot.interfaces, wanted.interface, snapshot.uplinks, fixes, by_namespace)
+    yield prerequisites.check_addresses(wanted, fixes)
     yield prerequisites.check_forwarding()
-    yield prerequisites.check_cgroup2(wanted, dataplane)
-    yield prerequisites.check_bpf_filesystem()
-    yield prerequisites.check_kernel(wanted, mends)
-    yield prerequisites.check_agent(wanted, mends)
-    yield prerequisites.check_metadata(tuple(snapshot.uplinks))
+    yield mounts.check_cgroup2(wanted, by_namespace)
+    yield mounts.check_bpf_filesystem()
+    yield prerequisites.check_kernel(wanted, fixes)
+    yield services.check_agent(wanted, ping(wanted.host_address, wanted.port))
+    yield services.check_metadata(snapshot.way_out)
     if settings.live:
-        yield from check_live(snapshot, wanted, mends, settings.proof)
+        yield from check_live(snapshot, wanted, fixes, settings.proof)
 
 
-def iptables_command(wanted: WantedState) -> str:
-    """``iptables-nft`` or ``iptables-legacy``: the backend the node's rules are in."""
-    backend = wanted.iptables_backend
-    if backend is IptablesBackend.AUTO:
-        try:
-            backend = detect_backend()
-        except UserError:
-            return "iptables"
-    return f"iptables-{backend}"
+def _backend() -> IptablesBackend:
+    """Where the node's iptables rules are; AUTO where no iptables is installed, and so nothing tells."""
+    try:
+        return detect_backend()
+    except UserError:
+        return IptablesBackend.AUTO
 
 
-def check_rules(snapshot: Snapshot, wanted: WantedState, mends: Mends) -> list[CheckResult]:
+def _fixes(subject: Subject, backend: IptablesBackend) -> Fixes:
+    chosen = backend if subject.wanted.iptables_backend is IptablesBackend.AUTO else subject.wanted.iptables_backend
+    iptables = "iptables" if chosen is IptablesBackend.AUTO else f"iptables-{chosen}"
+    return Fixes(subject.target, subject.dataplane, iptables, agent_keeps=subject.present)
+
+
+def _lines_of_ours(asked: dict[str, Asked]) -> frozenset[str]:
+    return frozenset(line for answer in asked.values() if answer.inspection for line in answer.inspection.found)
+
+
+def check_rules(snapshot: Snapshot, subject: Subject, fixes: Fixes, ours: frozenset[str]) -> list[CheckResult]:
     """What follows from the listings alone."""
+    wanted = subject.wanted
     packets = samples(snapshot.interfaces, wanted)
     results = [
-        warned("listings", f"{one.tool} was not looked at: {one.reason}", f"apt-get install --yes {one.package}")
+        warned(
+            "listings",
+            f"{one.tool} was not looked at: {one.reason}",
+            Fix(FixKind.INSTALL_PACKAGE, f"apt-get install --yes {one.package}"),
+        )
         for one in snapshot.unread
     ]
-    if mends.dataplane != "ebpf":
-        results += check_redirect(snapshot.tables, packets, wanted, mends)
-        results += check_precedence(snapshot.tables, packets, wanted, mends)
+    if subject.dataplane not in BY_NAMESPACE:
+        results += check_redirect(snapshot.tables, packets, wanted, fixes, ours)
+        results += check_precedence(snapshot.tables, packets, wanted, fixes)
     results += check_firewall(snapshot.tables, packets, wanted)
-    return results + check_host(snapshot.tables)
+    return results + check_host(snapshot.tables, fixes)
 
 
 def samples(interfaces: Sequence[Interface], wanted: WantedState) -> list[Packet]:
@@ -114,17 +138,31 @@ def check_bpf() -> list[CheckResult]:
         return [check_unreadable(error)]
 
 
-def check_live(snapshot: Snapshot, wanted: WantedState, mends: Mends, settings: LiveSettings) -> list[CheckResult]:
-    """The live proof; what keeps it from being made is a failure, not a pass."""
+def check_live(snapshot: Snapshot, wanted: WantedState, fixes: Fixes, settings: LiveSettings) -> list[CheckResult]:
+    """The live proof; what keeps it from being made is a failure, not a pass, but for rights this process lacks."""
+    if not usable(wanted.host_address):
+        seen = f"{wanted.host_address} is not an address pods can be led to on this node, so there is nothing to prove"
+        return [skipped(PROOF, seen, fixes.install_changed())]
     try:
         return prove(
-            wanted, snapshot.interfaces, mends, settings, _host_mend(snapshot, mends), _refuses(snapshot, wanted)
+            wanted,
+            snapshot.interfaces,
+            fixes,
+            settings,
+            lambda: fix_for_host(snapshot.tables, fixes),
+            _refuses(snapshot, wanted),
         )
     except UserError as error:
-        return [failed(PROOF, str(error), f"sudo {mends.verify()}")]
+        if error.kind is ErrorKind.RIGHTS:
+            return [skipped(PROOF, str(error), verify_with_rights())]
+        return [failed(PROOF, error.what, error.fix or "verify again; if it stays so, verify with --no-live")]
     except PermissionError as error:
         seen = f"{error.strerror}: needs root, with NET_ADMIN, NET_RAW and SYS_ADMIN"
-        return [failed(PROOF, seen, f"sudo {mends.verify()}")]
+        return [skipped(PROOF, seen, verify_with_rights())]
+    except OSError as error:
+        return [
+            failed(PROOF, f"the proof can't be made: {error}", "verify again; if it stays so, verify with --no-live")
+        ]
 
 
 def _refuses(snapshot: Snapshot, wanted: WantedState) -> Callable[[str], str]:
@@ -137,13 +175,3 @@ def _refuses(snapshot: Snapshot, wanted: WantedState) -> Callable[[str], str]:
         return "" if line.status is Status.PASS else line.seen
 
     return refuses
-
-
-def _host_mend(snapshot: Snapshot, mends: Mends) -> Callable[[], str]:
-    def mend() -> str:
-        hits = host_hits(snapshot.tables)
-        if hits:
-            return delete_rule(hits[0].table, hits[0].rule)
-        return mends.install() if mends.dataplane != BY_HAND else ""
-
-    return mend

@@ -15,7 +15,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter.iptables_listing import parse_iptables_save
 from kiam.netfilter.model import Table
@@ -25,6 +25,8 @@ from kiam.verify.checks.interfaces import Interface
 IPTABLES = ("iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy")
 CAP_NET_ADMIN = 12
 """linux/capability.h."""
+IFF_LOWER_UP = 0x10000
+"""The interface has a carrier, linux/if.h."""
 NET = Path("/proc/thread-self/net")
 """Of the calling thread's network namespace, which /proc/net isn't."""
 
@@ -48,6 +50,8 @@ class Snapshot:
     uplinks: Sequence[str]
     """The interfaces of the default routes and of the ways to the metadata addresses: no pod is behind those."""
     unread: Sequence[Unread] = ()
+    way_out: str = ""
+    """The interface of the best default route that works: the one with a carrier and the lowest metric."""
 
 
 def require_net_admin() -> None:
@@ -55,7 +59,11 @@ def require_net_admin() -> None:
     status = Path("/proc/thread-self/status").read_text()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
     if not effective >> CAP_NET_ADMIN & 1:
-        raise UserError("reading the node's rules needs root and the capability NET_ADMIN: use sudo, or add NET_ADMIN")
+        raise UserError(
+            "reading the node's rules needs root and the capability NET_ADMIN",
+            "use sudo, or add NET_ADMIN",
+            ErrorKind.RIGHTS,
+        )
 
 
 def take_snapshot() -> Snapshot:
@@ -74,8 +82,8 @@ def take_snapshot() -> Snapshot:
         tables += parse_nft_ruleset(_nft_ruleset())
     except (OSError, RuntimeError) as error:
         unread.append(Unread("nft", str(error), "python3-nftables"))
-    interfaces, uplinks = read_interfaces()
-    return Snapshot(tables, interfaces, uplinks, unread)
+    interfaces, uplinks, way_out = read_interfaces()
+    return Snapshot(tables, interfaces, uplinks, unread, way_out)
 
 
 def _legacy_in_use(tool: str) -> bool:
@@ -110,12 +118,13 @@ def _nft_ruleset() -> dict[str, Any]:
     return dict(output) if isinstance(output, dict) else {}
 
 
-def read_interfaces() -> tuple[list[Interface], list[str]]:
-    """The interfaces of this network namespace, and its ways out."""
+def read_interfaces() -> tuple[list[Interface], list[str], str]:
+    """The interfaces of this network namespace, those its routes lead out through, and the best of these."""
     with IPRoute(groups=0) as netlink:
         links = list(netlink.get_links())
         names = {link["index"]: link.get("ifname") for link in links}
-        routes = [*netlink.get_default_routes(family=socket.AF_INET), *_to_metadata(netlink)]
+        default = netlink.get_default_routes(family=socket.AF_INET)
+        routes = [*default, *_to_metadata(netlink)]
         uplinks = {names.get(route.get("oif"), "") for route in routes}
     ports = Counter(link.get("master") for link in links if link.get("master") and _kind(link) == "veth")
     interfaces = [
@@ -128,7 +137,12 @@ def read_interfaces() -> tuple[list[Interface], list[str]]:
         )
         for link in links
     ]
-    return interfaces, sorted(uplinks - {"", "lo"})
+    carried = {link["index"] for link in links if link["flags"] & IFF_LOWER_UP}
+    alive = sorted(
+        (route for route in default if route.get("oif") in carried), key=lambda one: one.get("priority") or 0
+    )
+    way_out = names.get(alive[0].get("oif"), "") if alive else ""
+    return interfaces, sorted(uplinks - {"", "lo"}), way_out
 
 
 def _to_metadata(netlink: Any) -> Iterator[Any]:

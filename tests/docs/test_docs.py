@@ -151,7 +151,7 @@ def _run(script: str, folder: Path, node: DocumentedNode | None) -> subprocess.C
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(folder),
         "LANG": "C.UTF-8",
-        "COLUMNS": "120",
+        "COLUMNS": "160",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     if node is not None:

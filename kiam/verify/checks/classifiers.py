@@ -11,6 +11,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from kiam.dataplane.ebpf import bpf
+from kiam.verify.checks.programs import SHOW_POLICIES
+from kiam.verify.fix import Fix, FixKind
 from kiam.verify.results import CheckResult, passed, warned
 
 CHECK = "tc programs"
@@ -66,7 +68,8 @@ def _report(classifier: Classifier) -> CheckResult:
     seen = f"{classifier.name or 'a program without a name'} on {classifier.interface} sees packets before netfilter"
     if classifier.name.startswith(CILIUM):
         more = "Cilium, which hands metadata traffic on unless a CiliumLocalRedirectPolicy names it"
-        return warned(CHECK, f"{seen}: {more}", "kubectl get ciliumlocalredirectpolicies --all-namespaces")
-    if classifier.tcx:
-        return warned(CHECK, seen, f"bpftool net detach tcx_ingress dev {classifier.interface}")
-    return warned(CHECK, seen, f"tc filter del dev {classifier.interface} ingress")
+        return warned(CHECK, f"{seen}: {more}", Fix(FixKind.SHOW_POLICIES, SHOW_POLICIES))
+    # Not ours to take off; the live proof tells whether it is in the way.
+    interface = classifier.interface
+    command = f"bpftool net show dev {interface}" if classifier.tcx else f"tc filter show dev {interface} ingress"
+    return warned(CHECK, seen, Fix(FixKind.SHOW_CLASSIFIERS, command, "in the way if the live proof fails"))

@@ -8,7 +8,8 @@ from kiam.metadata import METADATA_IPV4
 from kiam.netfilter.model import Action, Table, Tri
 from kiam.netfilter.packets import Packet
 from kiam.netfilter.walk import Hit, hits_at
-from kiam.verify.fixes import delete_rule
+from kiam.verify.fix import Fix
+from kiam.verify.fixes import Fixes
 from kiam.verify.results import CheckResult, failed, passed
 
 CHECK = "host untouched"
@@ -26,7 +27,13 @@ def host_hits(tables: Sequence[Table]) -> list[Hit]:
     ]
 
 
-def check_host(tables: Sequence[Table]) -> list[CheckResult]:
+def fix_for_host(tables: Sequence[Table], fixes: Fixes) -> Fix | None:
+    """What lets the host's own connections out again; None where no rule keeps them in."""
+    hits = host_hits(tables)
+    return fixes.let_pass(hits[0].table, hits[0].rule, from_pods=False) if hits else None
+
+
+def check_host(tables: Sequence[Table], fixes: Fixes) -> list[CheckResult]:
     """An agent whose own requests come back to itself can't answer one."""
     hits = host_hits(tables)
     if not hits:
@@ -35,7 +42,7 @@ def check_host(tables: Sequence[Table]) -> list[CheckResult]:
         failed(
             CHECK,
             f"{hit.table.tool} {hit.table.name} {hit.rule.chain} takes the host's own connections: {hit.rule.text}",
-            delete_rule(hit.table, hit.rule),
+            fixes.let_pass(hit.table, hit.rule, from_pods=False),
         )
         for hit in hits
     ]

@@ -1,79 +1,54 @@
-"""What the dataplanes themselves say is installed, and which of them is the one to verify."""
+"""What the dataplanes themselves say is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from kiam.dataplane.contract import Condition, Inspection, WantedState
-from kiam.dataplane.registry import DATAPLANES, load_dataplane
-from kiam.errors import UserError
-from kiam.verify.fixes import BY_HAND, Mends
+from kiam.dataplane.cgroups import GONE
+from kiam.dataplane.contract import Condition, Inspection
+from kiam.verify.checks.services import restart_agent
+from kiam.verify.discovery import Asked, Subject
+from kiam.verify.fixes import BY_HAND, Fixes, verify_again
 from kiam.verify.results import CheckResult, failed, passed, warned
 
 CHECK = "installed state"
 OTHERS = "other dataplanes"
-AUTO = "auto"
-"""Verify the dataplane that is found, or the rule made by hand where none is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What one dataplane answered."""
+def check_installed(subject: Subject, now: Asked, asked: Mapping[str, Asked], fixes: Fixes) -> list[CheckResult]:
+    """The chosen dataplane's own inspection, and what of the others is there too.
 
-    inspection: Inspection | None = None
-    error: str = ""
-    """Why it couldn't be asked: libraries, capabilities, kernel."""
-
-
-def ask_all(wanted: WantedState) -> dict[str, Asked]:
-    """Inspect with every dataplane there is."""
-    return {name: _ask(name, wanted) for name in DATAPLANES}
-
-
-def _ask(name: str, wanted: WantedState) -> Asked:
-    try:
-        return Asked(load_dataplane(name).inspect(wanted))
-    except UserError as error:
-        return Asked(error=str(error))
-    except ImportError as error:
-        return Asked(error=f"{error}")
-
-
-def choose(requested: str, asked: Mapping[str, Asked]) -> str:
-    """The dataplane to verify: the requested one; with ``auto`` the one installed, or BY_HAND."""
-    if requested != AUTO:
-        return requested
-    for condition in (Condition.INSTALLED, Condition.DIFFERENT):
-        for name, answer in asked.items():
-            if answer.inspection and answer.inspection.condition is condition:
-                return name
-    return BY_HAND
-
-
-def check_installed(chosen: str, asked: Mapping[str, Asked], mends: Mends) -> list[CheckResult]:
-    """The chosen dataplane's own inspection, and what of the others is there too."""
-    results = [] if chosen == BY_HAND else [_check_chosen(chosen, asked[chosen], mends)]
+    ``now``: what it says compared with the state that is verified. ``asked``: what all say of themselves.
+    """
+    if subject.dataplane == BY_HAND:
+        return []
+    kept_is_right = now.inspection is not None and now.inspection.condition is Condition.INSTALLED
     others = [
-        name
+        warned(
+            OTHERS, f"{name} is installed too: {_some(answer.inspection)}", fixes.remove_dataplane(name, kept_is_right)
+        )
         for name, answer in asked.items()
-        if name != chosen and answer.inspection and answer.inspection.condition is not Condition.ABSENT
+        if name != subject.dataplane and answer.present
     ]
-    for name in others:
-        seen = f"{name} is installed too: {_some(asked[name].inspection)}"
-        results.append(warned(OTHERS, seen, mends.remove(name)))
-    return results
+    return [_check_chosen(subject, now, fixes), *others]
 
 
-def _check_chosen(name: str, answer: Asked, mends: Mends) -> CheckResult:
-    if answer.inspection is None:
-        return failed(CHECK, f"{name}: {answer.error}", mends.install())
-    inspection = answer.inspection
-    if inspection.condition is Condition.INSTALLED:
+def _check_chosen(subject: Subject, now: Asked, fixes: Fixes) -> CheckResult:
+    name = subject.dataplane
+    if subject.stale:
+        return failed(CHECK, f"{subject.difference}, where an agent answers", fixes.install())
+    if subject.difference:
+        return failed(CHECK, subject.difference, verify_again("verifies what is installed"))
+    if subject.wanted.agent_cgroup == GONE:
+        seen = f"{name} leaves a pod of the agent's alone that is no more; the agent's own installs it anew"
+        return failed(CHECK, seen, restart_agent())
+    if now.inspection is None:
+        return failed(CHECK, f"{name}: {now.error}", fixes.install())
+    if now.inspection.condition is Condition.INSTALLED:
         return passed(CHECK, f"{name} is installed as wanted")
-    if inspection.condition is Condition.ABSENT:
-        return failed(CHECK, f"{name} is not installed", mends.install())
-    return failed(CHECK, f"{name} differs from what is wanted: {_joined(inspection.problems)}", mends.install())
+    if now.inspection.condition is Condition.ABSENT:
+        return failed(CHECK, f"{name} is not installed", fixes.install())
+    return failed(CHECK, f"{name} differs from what is wanted: {_joined(now.inspection.problems)}", fixes.install())
 
 
 def _joined(lines: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kiam.netfilter.interfaces import InterfacePattern
-from kiam.verify.fixes import Mends
+from kiam.verify.fixes import Fixes, verify_again
 from kiam.verify.results import CheckResult, failed, passed, skipped, warned
 
 CHECK = "interface pattern"
@@ -86,15 +86,39 @@ def guess_cni(interfaces: Sequence[Interface], uplinks: Sequence[str] = ()) -> t
     return None
 
 
-def check_interfaces(
-    interfaces: Sequence[Interface], pattern: InterfacePattern, uplinks: Sequence[str], mends: Mends
-) -> list[CheckResult]:
-    """What the pattern matches, and which pods' interfaces it misses.
+def recommended_pattern(
+    interfaces: Sequence[Interface], pattern: InterfacePattern, uplinks: Sequence[str]
+) -> InterfacePattern:
+    """The pattern itself where it finds the pods there are and nothing else, else one that does."""
+    pods = [interface.name for interface in pod_interfaces(interfaces, uplinks)]
+    guess = guess_cni(interfaces, uplinks)
+    missed = [name for name in pods if not pattern.matches(name)]
+    if missed or any(pattern.matches(name) for name in uplinks):
+        return InterfacePattern.parse(_suggestion(pods, guess, uplinks))
+    if not pods and _is_of_another_cni(guess, pattern):
+        return InterfacePattern.parse(guess[1] if guess else str(pattern))
+    return pattern
 
-    A pod whose interface the pattern misses gets the node's role: its packets meet no rule.
+
+def _is_of_another_cni(guess: tuple[str, str] | None, pattern: InterfacePattern) -> bool:
+    return guess is not None and not InterfacePattern.parse(guess[1]).matches(_example(pattern))
+
+
+def check_interfaces(
+    interfaces: Sequence[Interface],
+    pattern: InterfacePattern,
+    uplinks: Sequence[str],
+    fixes: Fixes,
+    by_namespace: bool = False,
+) -> list[CheckResult]:
+    """What the pattern matches, and which pods' interfaces it misses: those pods are not redirected.
+
+    ``by_namespace``: the dataplane tells pods by their network namespace instead.
     """
-    if mends.dataplane == "ebpf":
-        text = "the eBPF dataplane tells pods by their network namespace, whatever their interface is called"
+    if by_namespace:
+        text = (
+            f"the {fixes.dataplane} dataplane tells pods by their network namespace, whatever their interface is called"
+        )
         return [passed(CHECK, text)]
     pods = pod_interfaces(interfaces, uplinks)
     matched = [interface.name for interface in interfaces if pattern.matches(interface.name) and not interface.master]
@@ -103,17 +127,17 @@ def check_interfaces(
     cni = f"; these are the interfaces of {guess[0]}" if guess else ""
     if missed:
         seen = f"{pattern} misses {_some(missed)}, on which pods come in{cni}"
-        return [failed(CHECK, seen, _with_pattern(_suggestion(missed, guess), mends))]
+        return [failed(CHECK, seen, fixes.install_changed())]
     taken = [name for name in uplinks if pattern.matches(name)]
     if taken:
         seen = f"{pattern} matches {_some(taken)}, the node's own way out, where no pod is"
-        return [warned(CHECK, seen, _with_pattern(_suggestion([p.name for p in pods], guess, uplinks), mends))]
+        return [warned(CHECK, seen, fixes.install_changed())]
     if not pods:
-        if guess and not InterfacePattern.parse(guess[1]).matches(_example(pattern)):
+        if guess and _is_of_another_cni(guess, pattern):
             seen = f"{pattern} is not for {guess[0]}, whose interface is here, with no pod on it yet"
-            return [warned(CHECK, seen, _with_pattern(guess[1], mends))]
+            return [warned(CHECK, seen, fixes.install_changed())]
         seen = f"no pod's interface is here yet, so nothing can be said of {pattern}"
-        return [skipped(CHECK, seen, f"start a pod on this node, then: {mends.verify()}")]
+        return [skipped(CHECK, seen, verify_again("once a pod runs on this node"))]
     return [passed(CHECK, f"{pattern} matches {_some([n for n in matched if n in {p.name for p in pods}])}{cni}")]
 
 
@@ -138,10 +162,6 @@ def _common_prefix(names: Sequence[str]) -> str:
     first, last = min(names), max(names)
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(map(len, names)))
     return first[:length].rstrip("0123456789")
-
-
-def _with_pattern(pattern: str, mends: Mends) -> str:
-    return mends.for_interface(InterfacePattern.parse(pattern))
 
 
 def _some(names: Sequence[str]) -> str:

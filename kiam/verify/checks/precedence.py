@@ -8,7 +8,8 @@ from kiam.dataplane.contract import WantedState
 from kiam.netfilter.model import Action, Chain, Table, Tri
 from kiam.netfilter.packets import Packet
 from kiam.netfilter.walk import Hit, base_chains, hits_at, walk
-from kiam.verify.fixes import BY_HAND, Mends, delete_rule, in_shell, interface_words
+from kiam.verify.fix import Fix, FixKind
+from kiam.verify.fixes import BY_HAND, Fixes, in_shell, interface_words, nft_interface
 from kiam.verify.results import CheckResult, failed, passed, warned
 
 CHECK = "taken first"
@@ -76,30 +77,32 @@ def _hinders(hit: Hit, tables: Sequence[Table], packet: Packet, wanted: WantedSt
 
 
 def check_precedence(
-    tables: Sequence[Table], packets: Sequence[Packet], wanted: WantedState, mends: Mends
+    tables: Sequence[Table], packets: Sequence[Packet], wanted: WantedState, fixes: Fixes
 ) -> list[CheckResult]:
     """One line for each rule that takes a pod's packet first; one PASS where none does."""
     seen: dict[tuple[str, str, str], CheckResult] = {}
     for packet in packets:
         for hit in ahead_of_redirect(tables, packet, wanted):
             key = hit.table.tool, hit.table.name, hit.rule.text
-            seen.setdefault(key, _report(hit, tables, packet, wanted, mends))
+            seen.setdefault(key, _report(hit, tables, packet, wanted, fixes))
     return list(seen.values()) or [passed(CHECK, "nothing takes a pod's packet before the redirect")]
 
 
-def _report(hit: Hit, tables: Sequence[Table], packet: Packet, wanted: WantedState, mends: Mends) -> CheckResult:
+def _report(hit: Hit, tables: Sequence[Table], packet: Packet, wanted: WantedState, fixes: Fixes) -> CheckResult:
     what = f"{owner(hit)} in {hit.table.tool} {hit.table.name} {hit.rule.chain}: {hit.rule.text}"
     if hit.certain is Tri.YES:  # what may come before it doesn't lead to the agent either
-        return failed(CHECK, f"{what} takes the packet before the redirect", _mend(hit, mends))
-    return warned(CHECK, f"{what} may take the packet before the redirect", _mend(hit, mends))
+        return failed(CHECK, f"{what} takes the packet before the redirect", _fix(hit, fixes))
+    return warned(CHECK, f"{what} may take the packet before the redirect", _fix(hit, fixes))
 
 
-def _mend(hit: Hit, mends: Mends) -> str:
-    ours_in_iptables = mends.dataplane in {"iptables", BY_HAND}
-    if ours_in_iptables and hit.base.kind == "nat" and hit.table.tool == mends.iptables:
-        # A second copy at the head; the one further down is harmless, and deleting first would leave a gap.
-        return mends.insert_rule()
-    return delete_rule(hit.table, hit.rule)
+def _fix(hit: Hit, fixes: Fixes) -> Fix:
+    in_the_same_table = hit.base.kind == "nat" and hit.table.tool == fixes.iptables
+    if fixes.dataplane in {"iptables", BY_HAND} and in_the_same_table:
+        # To the head of the chain. By hand that is a second copy; the one further down is harmless, and deleting it
+        # first would leave a gap.
+        return fixes.install()
+    # Whoever made the rule wants it for other traffic, so it stays.
+    return fixes.let_pass(hit.table, hit.rule, from_pods=True)
 
 
 def check_firewall(tables: Sequence[Table], packets: Sequence[Packet], wanted: WantedState) -> list[CheckResult]:
@@ -111,7 +114,7 @@ def check_firewall(tables: Sequence[Table], packets: Sequence[Packet], wanted: W
             culprit = _dropped_by(table, base, arrived)
             if culprit:
                 seen = f"{table.tool} {table.name} {base.name} drops pods' packets to {target}: {culprit}"
-                return [failed(FIREWALL, seen, _accept(table, base, wanted))]
+                return [failed(FIREWALL, seen, Fix(FixKind.OPEN_FIREWALL, _accept(table, base, wanted)))]
     return [passed(FIREWALL, f"lets packets of pods to {target} in")]
 
 
@@ -130,9 +133,7 @@ def _dropped_by(table: Table, base: Chain, packet: Packet) -> str:
 
 def _accept(table: Table, base: Chain, wanted: WantedState) -> str:
     if table.tool == "nft":
-        pattern = wanted.interface
-        name = pattern.name + ("*" if pattern.wildcard else "")
-        interface = f'iifname {"!= " * pattern.inverted}"{name}" ' if pattern.name else ""
+        interface = f"{nft_interface(wanted.interface)} " if wanted.interface.name else ""
         words = f"{interface}ip daddr {wanted.host_address} tcp dport {wanted.port} accept"
         return f"nft insert rule {table.family} {table.name} {base.name} '{words}'"
     interface = " ".join([*interface_words(wanted.interface), ""])

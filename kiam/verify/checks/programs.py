@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiam.dataplane.ebpf import bpf
+from kiam.verify.fix import Fix, FixKind
+from kiam.verify.fixes import verify_with_rights
 from kiam.verify.results import CheckResult, passed, skipped, warned
 
 CHECK = "eBPF programs"
@@ -21,17 +23,8 @@ HOOKS = {
     "egress": 1,
 }
 """Hook: its number (enum bpf_attach_type, linux/bpf.h)."""
-BPFTOOL_NAMES = {
-    "connect4": "cgroup_inet4_connect",
-    "connect6": "cgroup_inet6_connect",
-    "sendmsg4": "cgroup_udp4_sendmsg",
-    "sendmsg6": "cgroup_udp6_sendmsg",
-    "getpeername4": "cgroup_inet4_getpeername",
-    "getpeername6": "cgroup_inet6_getpeername",
-    "egress": "cgroup_inet_egress",
-}
-"""What ``bpftool cgroup detach`` calls them."""
 OURS = "kiam_"
+SHOW_POLICIES = "kubectl get ciliumlocalredirectpolicies --all-namespaces"
 CILIUM = ("cil_", "sock4_", "sock6_")
 """Names of Cilium's socket load balancer's programs, newer and older."""
 
@@ -74,12 +67,15 @@ def _report(attached: Attached) -> CheckResult:
     seen = f"program {attached.program_id} ({name}) on {attached.hook} of {attached.cgroup}"
     if attached.name.startswith(CILIUM):
         more = "Cilium's load balancer, which leaves metadata alone unless a CiliumLocalRedirectPolicy names it"
-        return warned(CHECK, f"{seen}: {more}", "kubectl get ciliumlocalredirectpolicies --all-namespaces")
-    mend = f"bpftool cgroup detach {attached.cgroup} {BPFTOOL_NAMES[attached.hook]} id {attached.program_id}"
-    return warned(CHECK, f"{seen} could send pods' connections elsewhere, or stop them", mend)
+        return warned(CHECK, f"{seen}: {more}", Fix(FixKind.SHOW_POLICIES, SHOW_POLICIES))
+    # Whoever attached it may need it, so it isn't ours to detach: the live proof tells whether it is in the way.
+    show = Fix(
+        FixKind.SHOW_PROGRAM, f"bpftool prog show id {attached.program_id}", "in the way if the live proof fails"
+    )
+    return warned(CHECK, f"{seen} could send pods' connections elsewhere, or stop them", show)
 
 
 def check_unreadable(error: OSError) -> CheckResult:
     """The hooks couldn't be read."""
     seen = f"can't list the programs on the cgroup hooks: {error.strerror}"
-    return skipped(CHECK, seen, "kiam dataplane verify  # as root, with SYS_ADMIN")
+    return skipped(CHECK, seen, verify_with_rights())

@@ -1,14 +1,15 @@
-"""The redirect in the kernel's rules against the wanted one: missing, twice, nearly right, or in the other backend."""
+"""Finds the redirect in the kernel's rules, and what is nearly it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 
+from kiam.dataplane.addresses import is_local
 from kiam.dataplane.contract import WantedState
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
-from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern
 from kiam.netfilter.model import (
     Action,
     Chain,
@@ -24,8 +25,6 @@ from kiam.netfilter.model import (
 )
 from kiam.netfilter.packets import Packet
 from kiam.netfilter.walk import base_chains, walk
-from kiam.verify.fixes import Mends, both, delete_rule
-from kiam.verify.results import CheckResult, failed, passed, warned
 
 METADATA_NETWORK = ip_network(f"{METADATA_IPV4}/32")
 TRANSLATIONS = frozenset({Action.DNAT, Action.REDIRECT})
@@ -74,6 +73,10 @@ def _concerns(rule: Rule, wanted: WantedState) -> bool:
         return True
     if rule.action is Action.DNAT and rule.to_address != wanted.host_address and rule.to_port != wanted.port:
         return False  # somebody else's; precedence tells whether it is in the way
+    return _for_metadata(rule)
+
+
+def _for_metadata(rule: Rule) -> bool:
     return any(
         isinstance(condition, DestinationIn)
         and not condition.negated
@@ -160,53 +163,30 @@ def _reaches(redirect: Redirect, packet: Packet) -> bool:
     )
 
 
-def check_redirect(
-    tables: Sequence[Table], packets: Sequence[Packet], wanted: WantedState, mends: Mends
-) -> list[CheckResult]:
-    """The redirect itself, what is nearly it, and the backend it is in."""
-    found = list(redirects(tables, wanted))
-    good = [redirect for redirect in found if works(redirect, tables, packets, wanted)]
-    bad = [redirect for redirect in found if redirect not in good]
-    results = [_presence(good, bad, mends)]
-    results.extend(_near_miss(good, redirect, mends) for redirect in bad)
-    results.extend(_wider(redirect, mends) for redirect in good if redirect.chain.hook and redirect.differences)
-    backend = _backend(good, mends)
-    return [*results, backend] if backend else results
+def is_ours(redirect: Redirect, ours: Collection[str]) -> bool:
+    """Whether one of our dataplanes knows the rule as its own."""
+    table = redirect.table
+    if table.tool == "nft":
+        return f"table {table.family} {table.name} {{" in ours
+    return f"{table.tool} -t {table.name} {redirect.rule.text}" in ours
 
 
-def _presence(good: Sequence[Redirect], bad: Sequence[Redirect], mends: Mends) -> CheckResult:
-    target = f"{mends.wanted.host_address}:{mends.wanted.port}"
-    if not good:
-        nearly = f"; {len(bad)} near miss{'es' if len(bad) > 1 else ''}, see below" if bad else ""
-        return failed("redirect rule", f"no rule sends metadata traffic of pods to {target}{nearly}", mends.install())
-    if len(good) > 1:
-        places = ", ".join(f"{redirect.table.tool} {redirect.rule.chain}" for redirect in good)
-        return passed("redirect rule", f"{len(good)} rules alike ({places}), which is harmless")
-    return passed("redirect rule", str(good[0]))
-
-
-def _near_miss(good: Sequence[Redirect], redirect: Redirect, mends: Mends) -> CheckResult:
-    seen = f"{redirect}: {'; '.join(redirect.differences) or 'not reached by packets of pods'}"
-    delete = delete_rule(redirect.table, redirect.rule)
-    if good:
-        return warned("near miss", seen, delete)
-    # The right rule first, so that at no moment there is none.
-    return failed("near miss", seen, both([mends.install(), delete]))
-
-
-def _wider(redirect: Redirect, mends: Mends) -> CheckResult:
-    seen = f"{redirect}: works for pods, but {'; '.join(redirect.differences)}"
-    return warned("near miss", seen, both([mends.install(), delete_rule(redirect.table, redirect.rule)]))
-
-
-def _backend(good: Sequence[Redirect], mends: Mends) -> CheckResult | None:
-    in_iptables = [redirect for redirect in good if redirect.table.tool.startswith("iptables")]
-    if not in_iptables:
-        return None
-    others = [redirect for redirect in in_iptables if redirect.table.tool != mends.iptables]
-    if not others:
-        return passed("iptables backend", f"{mends.iptables}, the one the rules of this node are in")
-    seen = f"a rule is in {others[0].table.tool}, which '{mends.iptables} -S' doesn't show: {others[0].rule.text}"
-    commands = [] if len(others) < len(in_iptables) else [mends.insert_rule()]
-    commands.extend(delete_rule(redirect.table, redirect.rule) for redirect in others)
-    return warned("iptables backend", seen, both(commands))
+def made_by_hand(tables: Sequence[Table]) -> tuple[IPv4Address, int, InterfacePattern] | None:
+    """Where a redirect leads that somebody else made, and for which interfaces: the nearest to the documented one."""
+    found: list[tuple[int, tuple[IPv4Address, int, InterfacePattern]]] = []
+    for table in tables:
+        if table.family == "ip6":
+            continue
+        for chain in _nat_prerouting(table):
+            for rule in chain.rules:
+                address, port = rule.to_address, rule.to_port
+                if rule.action is not Action.DNAT or not isinstance(address, IPv4Address) or port is None:
+                    continue
+                if not _for_metadata(rule) or not is_local(address):
+                    continue
+                patterns = [one for one in rule.conditions if isinstance(one, ComesInOn)]
+                pattern = _as_pattern(patterns[0].patterns, patterns[0].negated) if patterns else EVERY_INTERFACE
+                if pattern is not None:
+                    state = WantedState(address, port, pattern)
+                    found.append((len(differences(rule, state)), (address, port, pattern)))
+    return min(found, key=lambda one: one[0])[1] if found else None

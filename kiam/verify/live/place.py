@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kiam.dataplane.cgroups import find_cgroup2_root, find_pod_cgroups
 from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 
 PREFIX = "kiamverify-"
 STALE_SECONDS = 60.0
@@ -45,7 +45,7 @@ def throwaway(parent: Path | None) -> Iterator[Path | None]:
         _sweep(parent)
         path.mkdir()
     except OSError as error:
-        raise UserError(f"can't make the cgroup {path}: {error.strerror}; run as root on the node") from error
+        raise UserError(f"can't make the cgroup {path}: {error.strerror}", kind=ErrorKind.RIGHTS) from error
     try:
         yield path
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 from kiam.verify.live.attempts import Attempt, Order, Outcome
 
 NEW = "new"
@@ -68,7 +69,7 @@ class Probe:
         return {attempt.way: attempt for attempt in map(_as_attempt, answer["attempts"])}
 
     def talk(self, way: str, path: str, timeout: float) -> str:
-        """Ask for a path over the connection that way has made; the head of the answer, or why there was none."""
+        """Ask for a path over the connection that way has made; the answer, or why there was none."""
         self._write({"talk": way, "path": path, "timeout": timeout})
         return str(self._read(timeout + GRACE_SECONDS)["reply"])
 
@@ -88,7 +89,8 @@ class Probe:
             raise UserError("the probe gave no answer" if ready == [] else "the probe ended early; see the lines above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise UserError(f"the probe can't do its work: {answer['error']}")
+            kind = ErrorKind.RIGHTS if answer.get("errno") in (errno.EPERM, errno.EACCES) else ErrorKind.OTHER
+            raise UserError(f"the probe can't do its work: {answer['error']}", kind=kind)
         return answer
 
     def close(self) -> None:
@@ -106,7 +108,7 @@ def _join(cgroup: Path, pid: int) -> None:
     try:
         (cgroup / "cgroup.procs").write_text(str(pid))
     except OSError as error:
-        raise UserError(f"can't move the probe to {cgroup}: {error.strerror}; run as root on the node") from error
+        raise UserError(f"can't move the probe to {cgroup}: {error.strerror}", kind=ErrorKind.RIGHTS) from error
 
 
 def _as_json(order: Order) -> dict[str, Any]:

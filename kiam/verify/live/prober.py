@@ -25,6 +25,7 @@ from kiam.verify.live.frames import TCP, UDP, Seen
 from kiam.verify.live.tap import Tap
 from kiam.verify.live.ways import WAYS, Context
 
+MAX_REPLY = 4096
 PR_SET_PDEATHSIG = 1
 CLONE_NEWNET = 0x40000000
 
@@ -40,7 +41,7 @@ def main() -> int:
     try:
         enter(where)
     except OSError as error:
-        _say({"error": f"can't enter a network namespace ({where}): {error.strerror}"})
+        _say({"error": f"can't enter a network namespace ({where}): {error.strerror}", "errno": error.errno})
         return 1
     _say({"ready": True})
     context: Context | None = None
@@ -120,17 +121,18 @@ def attempt(way: str, context: Context) -> Attempt:
 
 
 def talk(connection: socket.socket, path: str, timeout: float) -> str:
-    """Ask for a path over an open connection; the head of the answer, or why there is none."""
+    """Ask for a path over an open connection; the answer, or why there is none."""
     request = f"GET {path} HTTP/1.1\r\nHost: {METADATA_IPV4}\r\nConnection: close\r\n\r\n"
     connection.settimeout(timeout)
     reply = b""
     try:
         connection.sendall(request.encode())
-        while b"\r\n\r\n" not in reply and (piece := connection.recv(4096)):
+        while len(reply) < MAX_REPLY and (piece := connection.recv(4096)):
             reply += piece
     except OSError as error:
-        return f"no answer: {error.strerror or error}"
-    return reply.partition(b"\r\n\r\n")[0].decode("latin-1")
+        if not reply:
+            return f"no answer: {error.strerror or error}"
+    return reply.decode("latin-1")
 
 
 if __name__ == "__main__":

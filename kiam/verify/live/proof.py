@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.verify.checks.interfaces import Interface
-from kiam.verify.fixes import Mends
+from kiam.verify.fix import Fix, FixKind, advice
+from kiam.verify.fixes import Fixes
 from kiam.verify.live.attempts import Attempt, Order, Outcome
 from kiam.verify.live.judge import (
     ROUND,
@@ -35,6 +36,7 @@ PROOF = "live: pod to agent"
 SECONDS = 1.0
 """How long each attempt waits for an answer. Redirects are answered by this host and drops never; below the second
 after which TCP repeats a SYN."""
+PONG = "\r\n\r\npong"
 LOOKUP_SECONDS = 0.5
 ANSWER_SECONDS = 5.0
 """What an agent may take for its answer: it may be busy, and whether it answers at all isn't asked here."""
@@ -54,12 +56,12 @@ class LiveSettings:
 def prove(
     wanted: WantedState,
     interfaces: Sequence[Interface],
-    mends: Mends,
+    fixes: Fixes,
     settings: LiveSettings,
-    host_mend: Callable[[], str],
+    host_fix: Callable[[], Fix | None],
     refuses: Callable[[str], str],
 ) -> list[CheckResult]:
-    """Make the pod, try everything, clean up, and judge. ``host_mend``: what to do if the host is redirected.
+    """Make the pod, try everything, clean up, and judge. ``host_fix``: what to do if the host is redirected.
     ``refuses``: what of the firewall surely drops packets that come in on an interface of that name, if anything.
 
     Raises UserError where the node doesn't let it be tried (no root, no namespaces).
@@ -68,10 +70,10 @@ def prove(
         try:
             way_in = plan(wanted.interface, interfaces)
         except CannotWireError as error:
-            return [skipped(PROOF, str(error), with_real_pod(mends))]
+            return [skipped(PROOF, str(error), with_real_pod())]
         if culprit := refuses(way_in.bridge or way_in.host_name):
             seen = f"this node's firewall drops packets of interfaces its CNI doesn't know: {culprit}"
-            return [skipped(PROOF, seen, with_real_pod(mends))]
+            return [skipped(PROOF, seen, with_real_pod())]
     root = top()
     nonce = secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
@@ -93,20 +95,24 @@ def prove(
         left = _left_node(tap)
     control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
     evidence = Evidence(left, landed, control, control6, own["tcp6"].outcome is Outcome.CONNECTED)
-    results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, mends)]
-    results += [judge_way(way, others[way], evidence, mends) for way in ROUND]
+    results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, fixes)]
+    results += [judge_way(way, others[way], evidence, fixes) for way in ROUND]
     if on_host is not None:
         attempt, at_agent = on_host
-        results.append(judge_host_network(attempt, replace(evidence, landed={"tcp"} if at_agent else set()), mends))
+        results.append(judge_host_network(attempt, replace(evidence, landed={"tcp"} if at_agent else set()), fixes))
     seen_by_host = Evidence(left, host_landed, control, control6)
-    mend = host_mend() if host_landed or not control else ""
-    return [*results, judge_host(own["tcp"], seen_by_host, mend or mends.install())]
+    fix = host_fix() if host_landed or not control else None
+    return [*results, judge_host(own["tcp"], seen_by_host, fix or fixes.install())]
 
 
-def with_real_pod(mends: Mends) -> str:
-    """The command that makes the proof from a real pod's namespace."""
+def with_real_pod() -> Fix:
+    """Make the proof from a real pod's namespace."""
     pid = find_pod_process()
-    return f"{mends.verify()} --pod-netns=/proc/{pid or '<pid of a process in a pod>'}/ns/net"
+    if pid is None:
+        return advice(
+            "start a pod on this node, and verify again with --pod-netns=/proc/<pid of a process in it>/ns/net"
+        )
+    return Fix(FixKind.VERIFY_FROM_POD, f"kiam dataplane verify --pod-netns=/proc/{pid}/ns/net")
 
 
 def find_pod_process(proc: Path = Path("/proc")) -> int | None:
@@ -144,19 +150,19 @@ class _Straight:
     landed: bool
     answer: str
     expected: str
-    """What only an agent that was asked through this very connection can answer."""
+    """What an agent answers, and nothing else that may listen there."""
 
 
 def _straight(pod: Probe, order: Order, wanted: WantedState) -> _Straight:
     """Connect as any program does, look for the connection on the host, and bring the nonce."""
-    # An agent, ours or conventional, answers this path itself, for any first component, with a redirect to the same
-    # path and a slash; the real service knows no such version.
-    path = f"/kiamverify-{order.nonce}/meta-data/iam/security-credentials"
+    # Every agent, ours or conventional, answers this path itself, to anybody and whatever the query says; the real
+    # service doesn't know it.
+    path = f"/ping?verify={order.nonce}"
     with stand_in(wanted.host_address, wanted.port, order.nonce) as standing:
         attempt = pod.carry_out(order)["tcp"]
         landed = _landed(attempt, wanted)
         answer = pod.talk("tcp", path, ANSWER_SECONDS) if attempt.outcome is Outcome.CONNECTED else ""
-    return _Straight(attempt, landed, answer, standing.secret if standing else f"{path}/")
+    return _Straight(attempt, landed, answer, standing.secret if standing else PONG)
 
 
 def _landed(attempt: Attempt, wanted: WantedState) -> bool:

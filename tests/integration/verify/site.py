@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -29,16 +29,14 @@ KIAM = str(Path(sys.executable).with_name("kiam"))
 
 
 class AgentPaths(BaseHTTPRequestHandler):
-    """The two paths of an agent that verify asks, as conventional kiam's router answers them."""
+    """The path of an agent that verify asks, as conventional kiam's router answers it."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer ``pong``, the redirect to the path with a slash, or 404."""
-        if self.path == "/ping":
+        """Answer ``pong``, or 404."""
+        if self.path.partition("?")[0] == "/ping":
             self._reply(200, b"pong")
-        elif re.fullmatch(r"/[^/]+/meta-data/iam/security-credentials", self.path):
-            self._reply(308, b"", Location=f"{self.path}/")
         else:
             self._reply(404, b"")
 
@@ -195,7 +193,12 @@ class Site:
     ) -> Found:
         """Verify the wanted state, perhaps with changes to it."""
         settings = VerifySettings(dataplane, live, proof or LiveSettings())
-        return Found(self.node.call(lambda: list(verify(replace(self.wanted, **changes), settings))))
+        given = {"host_address": self.wanted.host_address, "port": AGENT_PORT, "interface": self.wanted.interface}
+        return Found(self.node.call(lambda: list(verify({**given, **changes}, settings))))
+
+    def verify_by_itself(self, *, live: bool = False) -> Found:
+        """Verify without a flag, as a person does who knows nothing of the node."""
+        return Found(self.node.call(lambda: list(verify({}, VerifySettings(live=live)))))
 
     def shell(self, command: str) -> None:
         """Run a line of shell on the node, with ``kiam`` on the PATH; it has to succeed."""

@@ -14,7 +14,7 @@ import pytest
 
 from kiam.dataplane.contract import HostNetwork
 from kiam.dataplane.ebpf import uplink
-from kiam.verify.checks.programs import BPFTOOL_NAMES, read_programs
+from kiam.verify.checks.programs import read_programs
 from kiam.verify.live.proof import LiveSettings
 from kiam.verify.results import CheckResult, Status
 from tests.integration.verify.site import AGENT_PORT, Found, Site
@@ -77,7 +77,7 @@ def test_the_documented_rule_proves_itself_and_shows_what_it_leaves_open(site: S
     # The real service answers over IPv6 here, and the rule is for IPv4 only: a pod has the node's role.
     assert lines[IPV6].status is Status.FAIL
     assert lines[HOST].status is Status.PASS
-    site.shell(lines[IPV6].mend)
+    site.shell(lines[IPV6].fix_text)
     after = site.verify("iptables", live=True)
     assert [line for line in live_lines(after) if line.status is not Status.PASS] == []
 
@@ -87,7 +87,7 @@ def test_without_a_redirect_the_pod_is_seen_to_reach_the_real_service(site: Site
     line = found.one(PROOF)
     assert line.status is Status.FAIL
     assert "the real service" in line.seen
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     assert site.verify(live=True).one(PROOF).status is Status.PASS
 
 
@@ -111,7 +111,7 @@ def test_something_else_on_the_agents_port_does_not_pass_for_the_agent(site: Sit
     finally:
         other.close()
     assert line.status is Status.WARN
-    assert "nonce" in line.seen
+    assert "doesn't answer /ping" in line.seen
 
 
 def test_a_redirect_to_something_that_says_it_is_the_agent_fails(site: Site) -> None:
@@ -157,13 +157,13 @@ def test_a_way_round_that_is_open_is_seen_and_closed(site: Site, dataplane: str,
     line = site.verify(dataplane, live=True).one(check)
     assert line.status is Status.FAIL
     assert "left the node" in line.seen
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     assert failures(site.verify(dataplane, live=True)) == []
 
 
-def detach(site: Site, hook: str) -> None:
-    (identifier,) = [one.program_id for one in read_programs([site.cgroups.root]) if one.hook == hook]
-    site.shell(f"bpftool cgroup detach {site.cgroups.root} {BPFTOOL_NAMES[hook]} id {identifier}")
+def detach_connect6(site: Site) -> None:
+    (identifier,) = [one.program_id for one in read_programs([site.cgroups.root]) if one.hook == "connect6"]
+    site.shell(f"bpftool cgroup detach {site.cgroups.root} cgroup_inet6_connect id {identifier}")
 
 
 def test_ebpf_without_its_guards_lets_frames_out_and_is_mended(site: Site) -> None:
@@ -172,7 +172,7 @@ def test_ebpf_without_its_guards_lets_frames_out_and_is_mended(site: Site) -> No
     site.node.call(uplink.detach_all)
     found = site.verify("ebpf", live=True)
     assert [found.one(check).status for check in (RAW, PACKET)] == [Status.FAIL] * 2
-    site.shell(found.one(PACKET).mend)
+    site.shell(found.one(PACKET).fix_text)
     assert failures(site.verify("ebpf", live=True)) == []
 
 
@@ -180,10 +180,10 @@ def test_ebpf_without_its_connect6_program_lets_mapped_addresses_out_and_is_mend
     site.install("ebpf")
     site.shell("nft delete table inet kiam_ebpf")
     site.node.call(uplink.detach_all)
-    detach(site, "connect6")
+    detach_connect6(site)
     line = site.verify("ebpf", live=True).one(MAPPED)
     assert line.status is Status.FAIL
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     assert failures(site.verify("ebpf", live=True)) == []
 
 
@@ -193,7 +193,7 @@ def test_a_host_that_is_redirected_is_seen_and_mended(site: Site) -> None:
     line = site.verify(live=True).one(HOST)
     assert line.status is Status.FAIL
     assert "redirected to the agent" in line.seen
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     assert site.verify(live=True).one(HOST).status is Status.PASS
 
 
@@ -224,7 +224,7 @@ def test_a_node_with_kiams_own_agent_passes_with_each_dataplane() -> None:
             assert (done.returncode, [line for line in checks if line["status"] not in {"PASS", "SKIP"}]) == (0, [])
             lines = {line["check"]: line["seen"] for line in checks}
             assert lines["installed state"] == f"{dataplane} is installed as wanted"
-            assert "nonce came back" in lines[PROOF]
+            assert "a kiam agent answered it" in lines[PROOF]
             assert lines[IPV6] == "landed on the agent"
 
 
@@ -233,7 +233,7 @@ def test_nothing_is_wired_where_the_pattern_names_no_interface(site: Site) -> No
 
     line = site.verify(live=True, interface=InterfacePattern.parse("weave")).one(PROOF)
     assert line.status is Status.SKIP
-    assert "--pod-netns" in line.mend
+    assert "--pod-netns" in line.fix_text
 
 
 def test_a_firewall_that_knows_its_own_pods_only_is_no_failure_of_the_redirect(site: Site) -> None:
@@ -248,7 +248,7 @@ def test_a_firewall_that_knows_its_own_pods_only_is_no_failure_of_the_redirect(s
     line = found.one(PROOF)
     assert line.status is Status.SKIP
     assert "Unknown interface" in line.seen
-    assert "--pod-netns=" in line.mend
+    assert "--pod-netns=" in line.fix_text
     real = site.verify(live=True, proof=LiveSettings(pod_netns=Path(site.pod.netns.path)))
     assert real.one(PROOF).status is Status.PASS
 
@@ -265,11 +265,12 @@ def test_pods_on_the_host_network_are_proved_too(site: Site, dataplane: str, mod
 
 
 def test_a_pod_on_the_host_network_that_is_not_denied_is_seen_and_mended(site: Site) -> None:
-    site.install("nftables")
+    site.install("nftables", replace(site.wanted, host_network=HostNetwork.DENY))
+    site.shell("nft flush chain inet kiam host-pods-guard")
     found = site.verify("nftables", live=True, host_network=HostNetwork.DENY)
     line = found.one(HOST_POD)
     assert line.status is Status.FAIL
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     after = site.verify("nftables", live=True, host_network=HostNetwork.DENY)
     assert after.one(HOST_POD).status is Status.PASS
 

@@ -25,7 +25,7 @@ def test_switched_off_forwarding_is_seen_and_mended(site: Site) -> None:
     site.node.sysctl(ipv4__ip_forward=0)
     line = site.verify().one("forwarding")
     assert line.status is Status.WARN
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     assert site.verify().one("forwarding").status is Status.PASS
 
 
@@ -34,7 +34,7 @@ def test_a_missing_agent_is_seen(site: Site) -> None:
     line = site.verify().one("agent")
     assert line.status is Status.FAIL
     assert "192.0.2.10:8181: Connection refused" in line.seen
-    assert "daemonset/kiam-agent" in line.mend
+    assert "kubectl --namespace kube-system delete pod --selector app=kiam,component=agent" in line.fix_text
     site.start_agent()
     assert site.verify().one("agent").status is Status.PASS
 
@@ -52,7 +52,7 @@ def test_something_else_on_the_agents_port_is_seen(site: Site) -> None:
         other.close()
     assert line.status is Status.FAIL
     assert "no kiam agent" in line.seen
-    site.shell(line.mend)
+    site.shell(line.fix_text)
 
 
 def test_an_unreachable_metadata_service_is_seen_and_mended(site: Site) -> None:
@@ -61,7 +61,7 @@ def test_an_unreachable_metadata_service_is_seen_and_mended(site: Site) -> None:
         line = site.verify().one("instance metadata")
         assert line.status is Status.WARN
         assert "host" in line.seen
-        site.shell(line.mend)
+        site.shell(line.fix_text)
         assert site.verify().one("instance metadata").status is Status.PASS
     finally:
         site.node.run("ip", "route", "flush", "169.254.169.254/32")
@@ -75,17 +75,17 @@ def test_without_the_right_to_read_rules_it_says_so_and_does_not_call_them_missi
     assert "needs root and the capability NET_ADMIN" in line
 
 
-def test_rights_for_reading_only_leave_the_proof_out_with_a_failure(site: Site) -> None:
+def test_rights_for_reading_only_leave_the_proof_out(site: Site) -> None:
     # As in the agent's own container: NET_ADMIN and nothing else.
     site.by_hand()
     only = ("setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
     done = site.node.run(*only, *site.command_line("--dataplane=none", "--output=json"), check=False)
     checks = {line["check"]: line for line in json.loads(done.stdout)["checks"]}
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert checks["redirect rule"]["status"] == "PASS"
-    assert checks["live: pod to agent"]["status"] == "FAIL"
-    without = site.node.run(*only, *site.command_line("--dataplane=none", "--no-live"), check=False)
-    assert without.returncode == 0
+    proof = checks["live: pod to agent"]
+    assert proof["status"] == "SKIP"
+    assert proof["fix"]["command"] == "helm test kiam --namespace kube-system --logs"
 
 
 def test_a_namespace_that_is_not_there_is_one_line(site: Site) -> None:
@@ -99,11 +99,11 @@ def test_a_namespace_that_is_not_there_is_one_line(site: Site) -> None:
 def test_bpffs_is_found_and_its_mend_mounts_it() -> None:
     # In a mount namespace of its own: the machine's mounts stay as they are.
     script = (
-        "from kiam.verify.checks.prerequisites import check_bpf_filesystem as check\n"
+        "from kiam.verify.checks.mounts import check_bpf_filesystem as check\n"
         "import os, subprocess\n"
         "subprocess.run(['umount', '--all', '-t', 'bpf'])\n"
         "before = check()\n"
-        "subprocess.run(before.mend, shell=True, check=True)\n"
+        "subprocess.run(before.command, shell=True, check=True)\n"
         "print(before.status, check().status)\n"
     )
     python = str(Path(KIAM).with_name("python"))
@@ -116,20 +116,20 @@ def test_cgroup2_that_is_not_mounted_is_seen_and_its_mend_mounts_it() -> None:
         "from ipaddress import IPv4Address\n"
         "import subprocess\n"
         "from kiam.dataplane.contract import InterfacePattern, WantedState\n"
-        "from kiam.verify.checks.prerequisites import check_cgroup2\n"
+        "from kiam.verify.checks.mounts import check_cgroup2\n"
         "wanted = WantedState(IPv4Address('192.0.2.10'), 8181, InterfacePattern.parse('cali+'))\n"
         "subprocess.run(['umount', '--all', '-t', 'cgroup2'])\n"
-        "before = check_cgroup2(wanted, 'ebpf')\n"
-        "print(before.status, check_cgroup2(wanted, 'nftables').status)\n"
-        "subprocess.run('mount -t tmpfs none /sys/fs/cgroup && ' + before.mend, shell=True, check=True)\n"
-        "print(check_cgroup2(wanted, 'ebpf').status)\n"
+        "before = check_cgroup2(wanted, True)\n"
+        "print(before.status, check_cgroup2(wanted, False).status)\n"
+        "subprocess.run(before.command, shell=True, check=True)\n"
+        "print(check_cgroup2(wanted, True).status)\n"
     )
     python = str(Path(KIAM).with_name("python"))
     done = subprocess.run(["unshare", "--mount", python, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["FAIL", "SKIP", "PASS"]
 
 
-def test_a_tc_program_on_a_pods_interface_is_seen_and_taken_off(site: Site) -> None:
+def test_a_tc_program_on_a_pods_interface_is_seen_and_shown(site: Site) -> None:
     interface = site.pod.interface
     site.shell(f"tc qdisc add dev {interface} clsact")
     # A classic program that matches nothing; to the kernel it is a bpf filter like any other.
@@ -138,8 +138,7 @@ def test_a_tc_program_on_a_pods_interface_is_seen_and_taken_off(site: Site) -> N
         line = site.verify().one("tc programs")
         assert line.status is Status.WARN
         assert interface in line.seen
-        site.shell(line.mend)
-        assert site.verify().one("tc programs").status is Status.PASS
+        site.shell(line.command)
     finally:
         site.shell(f"tc qdisc del dev {interface} clsact")
 
@@ -167,14 +166,13 @@ def foreign_program(cgroup: Path, name: bytes = b"somebody") -> Iterator[None]:
 
 
 @pytest.mark.parametrize("where", [".", "kubepods"])
-def test_an_ebpf_program_of_somebody_else_is_seen_and_detached(site: Site, where: str) -> None:
+def test_an_ebpf_program_of_somebody_else_is_seen_and_shown(site: Site, where: str) -> None:
     with foreign_program(site.cgroups.root / where):
         line = site.verify().one("eBPF programs")
         assert line.status is Status.WARN
         assert "somebody" in line.seen
         assert "connect4" in line.seen
-        site.shell(line.mend)
-        assert site.verify().one("eBPF programs").status is Status.PASS
+        site.shell(line.command)
 
 
 def test_ciliums_load_balancer_is_known_by_name_and_not_detached(site: Site) -> None:
@@ -182,4 +180,4 @@ def test_ciliums_load_balancer_is_known_by_name_and_not_detached(site: Site) -> 
         line = site.verify().one("eBPF programs")
     assert line.status is Status.WARN
     assert "Cilium" in line.seen
-    assert "detach" not in line.mend
+    assert "detach" not in line.fix_text

@@ -22,7 +22,7 @@ def amiss(found: Found) -> list[CheckResult]:
 
 
 def mended(site: Site, line: CheckResult, dataplane: str = "none") -> Found:
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     return site.verify(dataplane)
 
 
@@ -110,13 +110,13 @@ def test_a_rule_in_legacy_is_right_where_the_nodes_rules_are_legacy(site: Site) 
 
 
 @pytest.mark.parametrize("dataplane", ["iptables", "nftables", "ebpf"])
-def test_an_older_version_of_ours_is_seen_and_brought_up_to_date(site: Site, dataplane: str) -> None:
+def test_what_an_agent_on_another_port_left_is_seen_and_brought_up_to_date(site: Site, dataplane: str) -> None:
     from dataclasses import replace
 
     site.install(dataplane, replace(site.wanted, port=3100))
     line = site.verify(dataplane).one("installed state")
     assert line.status is Status.FAIL
-    assert "differs" in line.seen
+    assert line.seen == f"{dataplane} is installed for :3100, you asked about :8181, where an agent answers"
     after = mended(site, line, dataplane)
     assert after.one("installed state").status is Status.PASS
     assert amiss(after) == []
@@ -157,7 +157,10 @@ TAKERS = {
     ),
     "not tracked": ("iptables-nft -t raw -A PREROUTING -d 169.254.169.254/32 -j NOTRACK",),
     "dropped early": ("iptables-nft -t mangle -A PREROUTING -d 169.254.0.0/16 -j DROP",),
-    "the other backend": ("iptables-legacy -t mangle -A PREROUTING -i cali+ -p tcp --dport 80 -j DROP",),
+    "the other backend": (
+        "iptables-nft -t mangle -N KUBE-IPTABLES-HINT",
+        "iptables-legacy -t mangle -A PREROUTING -i cali+ -p tcp --dport 80 -j DROP",
+    ),
     "nft before dstnat": (
         "nft 'add table ip mine; add chain ip mine pre { type nat hook prerouting priority -110; }; "
         "add rule ip mine pre ip daddr 169.254.169.254 tcp dport 80 dnat to 192.0.2.99:80'",
@@ -243,8 +246,8 @@ def test_a_pattern_that_misses_the_pods_is_seen_and_the_right_one_suggested(site
     line = site.verify(interface=InterfacePattern.parse("weave")).one("interface pattern")
     assert line.status is Status.FAIL
     assert "Calico" in line.seen
-    assert "-i cali+" in line.mend
-    site.shell(line.mend)
+    assert "-i cali+" in line.fix_text
+    site.shell(line.fix_text)
     assert site.verify().one("interface pattern").status is Status.PASS
 
 
@@ -263,5 +266,5 @@ def test_an_address_of_another_machine_is_seen_and_the_nodes_own_suggested(site:
     line = site.verify("nftables", host_address=IPv4Address("192.0.2.77")).one("host address")
     assert line.status is Status.FAIL
     assert "192.0.2.77 is not an address of this node" in line.seen
-    site.shell(line.mend)
+    site.shell(line.fix_text)
     assert site.verify("nftables").one("installed state").status is Status.PASS

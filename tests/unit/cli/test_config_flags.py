@@ -31,7 +31,7 @@ def test_every_bad_flag_is_reported_with_its_reason_not_only_the_first() -> None
         "--ca": "required, and not given",
         "--grpc-keepalive-time-duration": "'5' is not a duration; write it like 1m30s, 500ms or 2h",
     }
-    assert all(check in result.mend for check, result in found.items() if result.status is Status.FAIL)
+    assert all(check in result.fix_text for check, result in found.items() if result.status is Status.FAIL)
 
 
 def test_values_are_read_back_as_they_were_understood() -> None:

@@ -10,11 +10,11 @@ from kiam.netfilter.interfaces import InterfacePattern
 from kiam.netfilter.iptables_listing import parse_iptables_save
 from kiam.netfilter.model import Table
 from kiam.netfilter.packets import Packet, metadata_packet
-from kiam.verify.fixes import BY_HAND, Mends
+from kiam.verify.fixes import BY_HAND, Fixes
 
 HOST = IPv4Address("10.0.0.1")
 WANTED = WantedState(HOST, 8181, InterfacePattern.parse("cali+"))
-MENDS = Mends(WANTED, BY_HAND, "iptables-nft")
+FIXES = Fixes(WANTED, BY_HAND, "iptables-nft")
 RULE = "-A PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181"
 PACKETS = [metadata_packet(WANTED.interface)]
 

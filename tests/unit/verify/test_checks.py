@@ -15,10 +15,13 @@ from kiam.netfilter.packets import metadata_packet, sample_interface
 from kiam.netfilter.walk import walk
 from kiam.verify.checks.host import check_host
 from kiam.verify.checks.precedence import ahead_of_redirect, check_firewall, check_precedence
-from kiam.verify.checks.redirects import check_redirect, redirects
-from kiam.verify.fixes import Mends, conventional_rule
+from kiam.verify.checks.redirect import check_redirect
+from kiam.verify.checks.redirects import redirects
+from kiam.verify.fixes import Fixes, conventional_rule
 from kiam.verify.results import CheckResult, Status, any_failed, failed, passed, warned
-from tests.unit.verify.listings import MENDS, PACKETS, RULE, WANTED, nat, packet, save, tables
+from tests.unit.verify.listings import FIXES, PACKETS, RULE, WANTED, nat, packet, save, tables
+
+METADATA = "-d 169.254.169.254/32 -p tcp -m tcp --dport 80"
 
 
 def statuses(results: list[CheckResult]) -> dict[str, Status]:
@@ -26,13 +29,13 @@ def statuses(results: list[CheckResult]) -> dict[str, Status]:
 
 
 def redirect_lines(listing: list[Table]) -> list[CheckResult]:
-    return check_redirect(listing, PACKETS, WANTED, MENDS)
+    return check_redirect(listing, PACKETS, WANTED, FIXES)
 
 
-def test_every_line_but_a_pass_has_a_mend() -> None:
-    with pytest.raises(ValueError, match="without a command"):
+def test_every_line_but_a_pass_has_a_fix() -> None:
+    with pytest.raises(ValueError, match="without a fix"):
         CheckResult("x", Status.WARN, "seen")
-    assert passed("x", "seen").mend == ""
+    assert passed("x", "seen").fix is None
 
 
 def test_only_a_failure_fails() -> None:
@@ -50,16 +53,16 @@ def test_the_documented_rule_is_what_the_mend_inserts() -> None:
 
 def test_an_inverted_pattern_is_quoted_for_the_shell() -> None:
     wanted = replace(WANTED, interface=InterfacePattern.parse("!eth0"))
-    assert "'!' -i eth0" in Mends(wanted, "none", "iptables-nft").insert_rule()
+    assert "'!' -i eth0" in Fixes(wanted, "none", "iptables-nft").insert_command()
     rule = f"-A PREROUTING {conventional_rule(wanted)}"
-    found = check_redirect(nat(rule), [metadata_packet(wanted.interface)], wanted, replace(MENDS, wanted=wanted))
+    found = check_redirect(nat(rule), [metadata_packet(wanted.interface)], wanted, replace(FIXES, target=wanted))
     assert {line.status for line in found} == {Status.PASS}
 
 
 def test_no_rule_at_all_fails() -> None:
     (line,) = redirect_lines(nat())
     assert line.status is Status.FAIL
-    assert line.mend == f"iptables-nft -t nat -I PREROUTING 1 {conventional_rule(WANTED)}"
+    assert line.fix_text == f"iptables-nft -t nat -I PREROUTING 1 {conventional_rule(WANTED)}"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_the_other_backend_is_told_and_the_rule_is_added_before_the_old_one_goes
     found = {line.check: line for line in redirect_lines(nat(RULE, tool="iptables-legacy"))}
     backend = found["iptables backend"]
     assert backend.status is Status.WARN
-    add, delete = backend.mend.split(" && ")
+    add, delete = backend.fix_text.split(" && ")
     assert add.startswith("iptables-nft -t nat -I PREROUTING 1 ")
     assert delete.startswith("iptables-legacy -t nat -D PREROUTING ")
 
@@ -120,7 +123,7 @@ def test_the_other_backend_is_told_and_the_rule_is_added_before_the_old_one_goes
 def test_a_copy_in_the_other_backend_is_only_deleted() -> None:
     listing = [*nat(RULE), *nat(RULE, tool="iptables-legacy")]
     backend = {line.check: line for line in redirect_lines(listing)}["iptables backend"]
-    assert backend.mend.startswith("iptables-legacy -t nat -D")
+    assert backend.fix_text.startswith("iptables-legacy -t nat -D")
 
 
 AHEAD = {
@@ -141,15 +144,16 @@ AHEAD = {
 @pytest.mark.parametrize(("rule", "status"), AHEAD.items())
 def test_what_is_ahead_of_the_redirect_counts_if_it_takes_the_packet(rule: str, status: Status) -> None:
     listing = nat(rule, RULE, chains=["DOCKER"])
-    (line,) = check_precedence(listing, PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
     assert line.status is status
     if status is not Status.PASS:
-        assert line.mend == MENDS.insert_rule()
+        assert line.fix == FIXES.install()
+        assert line.fix_text == FIXES.insert_command()
 
 
 @pytest.mark.parametrize("rule", AHEAD)
 def test_what_is_behind_the_redirect_does_not_count(rule: str) -> None:
-    (line,) = check_precedence(nat(RULE, rule, chains=["DOCKER"]), PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(nat(RULE, rule, chains=["DOCKER"]), PACKETS, WANTED, FIXES)
     assert line.status is Status.PASS
 
 
@@ -162,7 +166,7 @@ def test_a_chain_that_returns_leaves_the_packet_to_the_redirect() -> None:
         "-A KUBE-SERVICES -j DNAT --to-destination 1.2.3.4",
         chains=["KUBE-SERVICES", "KUBE-SVC-DNS"],
     )
-    (line,) = check_precedence(listing, PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
     assert line.status is Status.PASS
 
 
@@ -173,7 +177,7 @@ def test_a_goto_does_not_come_back() -> None:
 
 def test_chains_that_jump_in_circles_end() -> None:
     listing = nat("-A PREROUTING -j A", "-A A -j B", "-A B -j A", RULE, chains=["A", "B"])
-    (line,) = check_precedence(listing, PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
     assert line.status is Status.PASS
 
 
@@ -181,11 +185,12 @@ def test_chains_that_jump_in_circles_end() -> None:
 @pytest.mark.parametrize("target", ["DROP", "NOTRACK", "TPROXY --on-port 1", "ACCEPT", "MARK --set-xmark 0x1/0x1"])
 def test_earlier_tables_count_if_they_stop_the_packet(table: str, target: str) -> None:
     listing = tables(save(f"-A PREROUTING -d 169.254.0.0/16 -j {target}", table=table), save(RULE))
-    (line,) = check_precedence(listing, PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
     stops = target.split()[0] in {"DROP", "NOTRACK", "TPROXY"}
     assert line.status is (Status.FAIL if stops else Status.PASS)
     if stops:
-        assert line.mend == f"iptables-nft -t {table} -D PREROUTING -d 169.254.0.0/16 -j {target}"
+        words = METADATA.replace(" -p", " -i cali+ -p", 1)
+        assert line.fix_text == f"iptables-nft -t {table} -I PREROUTING 1 {words} -j ACCEPT"
 
 
 def test_calicos_reverse_path_check_is_no_obstacle() -> None:
@@ -199,7 +204,7 @@ def test_calicos_reverse_path_check_is_no_obstacle() -> None:
         ),
         save(RULE),
     )
-    (line,) = check_precedence(listing, PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
     assert line.status is Status.PASS
 
 
@@ -208,7 +213,7 @@ def test_each_rule_in_the_way_has_a_line_of_its_own() -> None:
         save("-A PREROUTING -j NOTRACK", table="raw"),
         save("-A PREROUTING -p tcp -j DNAT --to-destination 10.9.9.9", RULE),
     )
-    assert [line.status for line in check_precedence(listing, PACKETS, WANTED, MENDS)] == [Status.FAIL] * 2
+    assert [line.status for line in check_precedence(listing, PACKETS, WANTED, FIXES)] == [Status.FAIL] * 2
 
 
 FIREWALLS = {
@@ -234,7 +239,7 @@ def test_a_policy_to_drop_fails_unless_something_accepts() -> None:
     dropping = tables(save(table="filter", policy="DROP"))
     (line,) = check_firewall(dropping, PACKETS, WANTED)
     assert line.status is Status.FAIL
-    assert line.mend == (
+    assert line.fix_text == (
         "iptables-nft -t filter -I INPUT 1 -i cali+ -d 10.0.0.1/32 -p tcp -m tcp --dport 8181 -j ACCEPT"
     )
     opened = tables(save("-A INPUT -i cali+ -j ACCEPT", table="filter", policy="DROP"))
@@ -275,10 +280,10 @@ def test_calicos_chains_for_a_pod_leave_it_open() -> None:
     ],
 )
 def test_a_rule_takes_the_hosts_connections_or_not(rule: str, status: Status) -> None:
-    (line,) = check_host(nat(rule))
+    (line,) = check_host(nat(rule), FIXES)
     assert line.status is status
     if status is Status.FAIL:
-        assert line.mend == f"iptables-nft -t nat -D OUTPUT {rule.removeprefix('-A OUTPUT ')}"
+        assert line.fix_text == f"iptables-nft -t nat -I OUTPUT 1 {METADATA} -j ACCEPT"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +298,7 @@ def test_a_rule_takes_the_hosts_connections_or_not(rule: str, status: Status) ->
 )
 def test_mends_carry_every_flag_of_the_wanted_state(changes: dict[str, object], flag: str) -> None:
     wanted = replace(WANTED, **changes)  # type: ignore[arg-type]  # the fields' types differ
-    assert flag in Mends(wanted, "nftables").install()
+    assert flag in Fixes(wanted, "nftables").install().command
 
 
 # No limit on time: the machine is busy with other tests.
@@ -311,7 +316,7 @@ def test_the_rule_the_mend_inserts_is_always_found_whatever_the_pattern(
     packets = [metadata_packet(pattern)]
     assert pattern.matches(sample_interface(pattern))
     listing = nat(f"-A PREROUTING {conventional_rule(wanted)}")
-    assert {line.status for line in check_redirect(listing, packets, wanted, replace(MENDS, wanted=wanted))} == {
+    assert {line.status for line in check_redirect(listing, packets, wanted, replace(FIXES, target=wanted))} == {
         Status.PASS
     }
     assert ahead_of_redirect(listing, packets[0], wanted) == []

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from kiam.netfilter.interfaces import InterfacePattern
-from kiam.verify.checks.interfaces import Interface, check_interfaces, guess_cni
+from kiam.verify.checks.interfaces import Interface, check_interfaces, guess_cni, recommended_pattern
 from kiam.verify.live.wiring import CannotWireError, plan
 from kiam.verify.results import CheckResult, Status
-from tests.unit.verify.listings import MENDS, WANTED
+from tests.unit.verify.listings import FIXES, WANTED
 
 
 def veth(name: str, master: str = "") -> Interface:
@@ -49,8 +49,9 @@ NODES = {
 
 def check(interfaces: list[Interface], pattern: str, uplinks: tuple[str, ...] = ("eth0",)) -> CheckResult:
     parsed = InterfacePattern.parse(pattern)
-    mends = replace(MENDS, wanted=replace(WANTED, interface=parsed))
-    (line,) = check_interfaces(interfaces, parsed, uplinks, mends)
+    recommended = recommended_pattern(interfaces, parsed, uplinks)
+    fixes = replace(FIXES, target=replace(WANTED, interface=recommended))
+    (line,) = check_interfaces(interfaces, parsed, uplinks, fixes)
     return line
 
 
@@ -70,7 +71,7 @@ def test_a_pattern_of_another_cni_fails_and_the_right_one_is_suggested(right: st
         return
     line = check(NODES[right][0], wrong)
     assert line.status is Status.FAIL
-    assert f"-i {right} " in line.mend
+    assert f"-i {right} " in line.fix_text
 
 
 def test_the_documented_inverted_pattern_passes_for_the_aws_vpc_cni() -> None:
@@ -82,7 +83,7 @@ def test_an_inverted_pattern_that_takes_in_the_uplink_is_a_warning() -> None:
     line = check(renamed, "!eth0", ("ens5",))
     assert line.status is Status.WARN
     assert "ens5" in line.seen
-    assert "-i eni+" in line.mend
+    assert "-i eni+" in line.fix_text
 
 
 def test_a_container_bridge_of_docker_beside_real_pods_is_not_missed() -> None:
@@ -93,7 +94,7 @@ def test_a_node_without_pods_is_skipped_or_warned_about() -> None:
     assert check(UPLINKS, "cali+").status is Status.SKIP
     empty = check([*UPLINKS, bridge("cni0", 0)], "cali+")
     assert empty.status is Status.WARN
-    assert "-i cni0" in empty.mend
+    assert "-i cni0" in empty.fix_text
 
 
 def test_some_pods_missed_is_a_failure() -> None:
@@ -113,7 +114,9 @@ def test_many_interfaces_are_not_all_named() -> None:
 
 
 def test_ebpf_needs_no_pattern() -> None:
-    (line,) = check_interfaces(CALICO, InterfacePattern.parse("weave"), ["eth0"], MENDS.with_dataplane("ebpf"))
+    (line,) = check_interfaces(
+        CALICO, InterfacePattern.parse("weave"), ["eth0"], FIXES.with_dataplane("ebpf"), by_namespace=True
+    )
     assert line.status is Status.PASS
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from kiam.verify.live.attempts import Attempt, Outcome
 from kiam.verify.live.judge import ROUND, Evidence, judge_host, judge_proof, judge_way
 from kiam.verify.results import Status
-from tests.unit.verify.listings import MENDS
+from tests.unit.verify.listings import FIXES
 
 KEY = (6, "0badcafe")
-OURS = MENDS.with_dataplane("nftables")
+OURS = FIXES.with_dataplane("nftables")
 NOTHING = Evidence(frozenset(), frozenset(), control=True, control6=True)
 
 
@@ -30,7 +30,7 @@ LEFT = replace(NOTHING, left_node=frozenset({KEY}))
 
 
 def proof(attempt: Attempt, evidence: Evidence, answer: str = "nonce") -> Status:
-    return judge_proof(attempt, evidence, answer, "nonce", MENDS).status
+    return judge_proof(attempt, evidence, answer, "nonce", FIXES).status
 
 
 def test_a_connection_the_host_has_at_the_agent_and_the_nonce_are_the_proof() -> None:
@@ -59,7 +59,7 @@ def test_no_connection_is_a_failure(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.UNSUPPORTED])
 def test_a_way_whose_packet_left_the_node_never_passes(way: str, outcome: Outcome) -> None:
     assert judge_way(way, tried(way, outcome), LEFT, OURS).status is Status.FAIL
-    by_hand = judge_way(way, tried(way, outcome), LEFT, MENDS).status
+    by_hand = judge_way(way, tried(way, outcome), LEFT, FIXES).status
     assert by_hand is (Status.FAIL if ROUND[way].credentials else Status.WARN)
 
 
@@ -84,7 +84,7 @@ def test_silence_proves_nothing_where_the_hosts_own_packets_get_nowhere_either(w
     blind = replace(NOTHING, control=False, control6=False)
     line = judge_way(way, tried(way, Outcome.SILENCE), blind, OURS)
     assert line.status is Status.SKIP
-    assert "route get" in line.mend
+    assert "route get" in line.fix_text
 
 
 @pytest.mark.parametrize("way", ROUND)
@@ -96,18 +96,18 @@ def test_what_the_kernel_cannot_do_is_skipped_with_a_reason(way: str) -> None:
 
 def test_ipv6_that_is_off_at_the_service_is_a_warning_for_a_rule_made_by_hand_only() -> None:
     off = replace(LEFT, served6=False)
-    assert judge_way("tcp6", tried("tcp6", Outcome.SILENCE), off, MENDS).status is Status.WARN
+    assert judge_way("tcp6", tried("tcp6", Outcome.SILENCE), off, FIXES).status is Status.WARN
     assert judge_way("tcp6", tried("tcp6", Outcome.SILENCE), off, OURS).status is Status.FAIL
 
 
 def test_the_host_passes_only_if_its_packet_left_and_did_not_come_to_the_agent() -> None:
-    assert judge_host(tried("tcp", Outcome.CONNECTED), LEFT, "mend").status is Status.PASS
-    assert judge_host(tried("tcp", Outcome.SILENCE), LEFT, "mend").status is Status.PASS
+    assert judge_host(tried("tcp", Outcome.CONNECTED), LEFT, FIXES.install()).status is Status.PASS
+    assert judge_host(tried("tcp", Outcome.SILENCE), LEFT, FIXES.install()).status is Status.PASS
     redirected = replace(LEFT, landed=frozenset({"tcp"}))
-    assert judge_host(tried("tcp", Outcome.CONNECTED), redirected, "mend").status is Status.FAIL
-    assert judge_host(tried("tcp", Outcome.CONNECTED), NOTHING, "mend").status is Status.FAIL
-    assert judge_host(tried("tcp", Outcome.BLOCKED), NOTHING, "mend").status is Status.FAIL
-    assert judge_host(tried("tcp", Outcome.REFUSED), NOTHING, "mend").status is Status.WARN
+    assert judge_host(tried("tcp", Outcome.CONNECTED), redirected, FIXES.install()).status is Status.FAIL
+    assert judge_host(tried("tcp", Outcome.CONNECTED), NOTHING, FIXES.install()).status is Status.FAIL
+    assert judge_host(tried("tcp", Outcome.BLOCKED), NOTHING, FIXES.install()).status is Status.FAIL
+    assert judge_host(tried("tcp", Outcome.REFUSED), NOTHING, FIXES.install()).status is Status.WARN
 
 
 @settings(deadline=None)

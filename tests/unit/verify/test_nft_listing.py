@@ -9,9 +9,10 @@ import pytest
 from kiam.netfilter.model import Table, Tri
 from kiam.netfilter.nft_listing import parse_nft_ruleset
 from kiam.verify.checks.precedence import check_firewall, check_precedence
-from kiam.verify.checks.redirects import check_redirect, redirects
+from kiam.verify.checks.redirect import check_redirect
+from kiam.verify.checks.redirects import redirects
 from kiam.verify.results import Status
-from tests.unit.verify.listings import MENDS, PACKETS, WANTED, nat, packet
+from tests.unit.verify.listings import FIXES, PACKETS, WANTED, nat, packet
 
 YES, NO, MAYBE = Tri.YES, Tri.NO, Tri.MAYBE
 DADDR = {"payload": {"protocol": "ip", "field": "daddr"}}
@@ -127,7 +128,7 @@ def test_a_match_is_decided_or_left_open(statement: dict[str, Any], matches: Tri
 
 
 def test_the_rule_in_nftables_words_is_found() -> None:
-    found = check_redirect(ruleset(REDIRECT), PACKETS, WANTED, MENDS)
+    found = check_redirect(ruleset(REDIRECT), PACKETS, WANTED, FIXES)
     assert [line.status for line in found] == [Status.PASS]
     assert found[0].seen == (
         'nft mine: iifname "cali*" ip daddr 169.254.169.254 tcp dport 80 counter dnat to 10.0.0.1:8181'
@@ -147,10 +148,10 @@ def test_the_rule_in_nftables_words_is_found() -> None:
 def test_a_near_miss_in_nftables_words_is_told(index: int, statement: dict[str, Any], told: str) -> None:
     wrong = [*REDIRECT]
     wrong[index] = statement
-    found = {line.check: line for line in check_redirect(ruleset(wrong), PACKETS, WANTED, MENDS)}
+    found = {line.check: line for line in check_redirect(ruleset(wrong), PACKETS, WANTED, FIXES)}
     assert found["redirect rule"].status is Status.FAIL
     assert told in found["near miss"].seen
-    assert found["near miss"].mend.endswith(" && nft delete rule ip mine pre handle 7")
+    assert found["near miss"].fix_text.endswith(" && nft delete rule ip mine pre handle 7")
 
 
 @pytest.mark.parametrize(("priority", "status"), [(-110, Status.FAIL), (-90, Status.PASS)])
@@ -159,10 +160,11 @@ def test_which_table_is_first_is_a_matter_of_priority(priority: int, status: Sta
     from tests.unit.verify.listings import RULE
 
     listing = [*nat(RULE), *ruleset(other, priority=priority)]
-    (line,) = check_precedence(listing, PACKETS, WANTED, MENDS)
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
     assert line.status is status
     if status is Status.FAIL:
-        assert line.mend == "nft delete rule ip mine pre handle 7"
+        words = 'iifname "cali*" ip daddr 169.254.169.254 tcp dport 80 accept'
+        assert line.fix_text == f"nft insert rule ip mine pre handle 7 '{words}'"
 
 
 def test_a_verdict_map_sends_the_packet_where_its_key_says() -> None:
@@ -184,15 +186,15 @@ def test_a_verdict_map_sends_the_packet_where_its_key_says() -> None:
         rule = [{"vmap": {"key": key, "data": "@services"}}]
         return ruleset(rule, REDIRECT, more=(chain, inside, verdicts))
 
-    assert check_precedence(listing("10.96.0.1"), PACKETS, WANTED, MENDS)[0].status is Status.PASS
-    assert check_precedence(listing("169.254.169.254"), PACKETS, WANTED, MENDS)[0].status is Status.FAIL
+    assert check_precedence(listing("10.96.0.1"), PACKETS, WANTED, FIXES)[0].status is Status.PASS
+    assert check_precedence(listing("169.254.169.254"), PACKETS, WANTED, FIXES)[0].status is Status.FAIL
 
 
 def test_a_policy_to_drop_is_opened_with_nft() -> None:
     listing = ruleset(kind="filter", hook="input", priority=0, policy="drop")
     (line,) = check_firewall(listing, PACKETS, WANTED)
     assert line.status is Status.FAIL
-    assert line.mend == ("nft insert rule ip mine pre 'iifname \"cali*\" ip daddr 10.0.0.1 tcp dport 8181 accept'")
+    assert line.fix_text == ("nft insert rule ip mine pre 'iifname \"cali*\" ip daddr 10.0.0.1 tcp dport 8181 accept'")
 
 
 def test_what_iptables_nft_keeps_is_left_to_iptables_save() -> None:

@@ -9,24 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from kiam.dataplane.contract import Condition, HostNetwork, Inspection
+from kiam.dataplane.contract import HostNetwork
 from kiam.errors import UserError
 from kiam.verify.checks.classifiers import Classifier, check_classifiers
-from kiam.verify.checks.installed import AUTO, Asked, check_installed, choose
-from kiam.verify.checks.prerequisites import (
-    Answer,
-    check_agent,
-    check_bpf_filesystem,
-    check_cgroup2,
-    check_forwarding,
-    check_host_address,
-    check_kernel,
-    check_metadata,
-    kernel_version,
-)
-from kiam.verify.checks.programs import BPFTOOL_NAMES, HOOKS, Attached, check_programs, check_unreadable
+from kiam.verify.checks.mounts import check_bpf_filesystem, check_cgroup2
+from kiam.verify.checks.prerequisites import check_addresses, check_forwarding, check_kernel, kernel_version
+from kiam.verify.checks.programs import Attached, check_programs, check_unreadable
+from kiam.verify.checks.services import Answer, check_agent, check_metadata, instance_id
+from kiam.verify.fix import FixKind
 from kiam.verify.results import Status
-from tests.unit.verify.listings import MENDS, WANTED
+from tests.unit.verify.listings import FIXES, WANTED
 
 
 @pytest.mark.parametrize(
@@ -51,9 +43,9 @@ def test_kernel_versions_are_read(release: str, version: tuple[int, int]) -> Non
     ],
 )
 def test_a_kernel_too_old_is_told(dataplane: str, release: str, host_network: HostNetwork, status: Status) -> None:
-    line = check_kernel(replace(WANTED, host_network=host_network), MENDS.with_dataplane(dataplane), release)
+    line = check_kernel(replace(WANTED, host_network=host_network), FIXES.with_dataplane(dataplane), release)
     assert line.status is status
-    assert status is Status.PASS or "--dataplane=iptables" in line.mend
+    assert status is Status.PASS or "--dataplane=iptables" in line.fix_text
 
 
 @pytest.mark.parametrize(("value", "status"), [("1", Status.PASS), ("0", Status.WARN)])
@@ -68,7 +60,7 @@ def test_forwarding_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
 
 
 def test_a_loopback_address_is_no_address_for_pods() -> None:
-    line = check_host_address(replace(WANTED, host_address=IPv4Address("127.0.0.1")), MENDS)
+    line = check_addresses(replace(WANTED, host_address=IPv4Address("127.0.0.1")), FIXES)
     assert line.status is Status.FAIL
     assert "can't be reached from pods" in line.seen
 
@@ -87,16 +79,45 @@ def unmounted() -> Path:
     ],
 )
 def test_cgroup2_fails_only_where_it_is_needed(dataplane: str, host_network: HostNetwork, status: Status) -> None:
-    line = check_cgroup2(replace(WANTED, host_network=host_network), dataplane, unmounted)
+    line = check_cgroup2(replace(WANTED, host_network=host_network), dataplane == "ebpf", unmounted, mountinfo="")
     assert line.status is status
-    assert "mount -t cgroup2" in line.mend
+    assert "mount -t cgroup2" in line.fix_text
+
+
+CGROUP_V1 = "30 24 0:26 / /sys/fs/cgroup {options},nosuid - tmpfs tmpfs {options}\n"
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "command"),
+    [
+        ("", "mount -t cgroup2 none /sys/fs/cgroup"),
+        (
+            CGROUP_V1.format(options="rw"),
+            "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
+        ),
+        (
+            CGROUP_V1.format(options="ro"),
+            "mount -o remount,rw /sys/fs/cgroup && mkdir -p /sys/fs/cgroup/unified && "
+            "mount -t cgroup2 none /sys/fs/cgroup/unified && mount -o remount,ro /sys/fs/cgroup",
+        ),
+    ],
+)
+def test_cgroup2_is_mounted_where_it_can_be(mountinfo: str, command: str) -> None:
+    assert check_cgroup2(WANTED, True, unmounted, mountinfo).command == command
+
+
+def test_a_containers_own_part_of_cgroup2_is_not_mounted_over() -> None:
+    line = check_cgroup2(WANTED, True, unmounted, "30 24 0:26 /x /sys/fs/cgroup ro - cgroup2 cgroup ro\n")
+    assert line.fix is not None
+    assert line.fix.kind is FixKind.ADVICE
+    assert "hostPath" in line.fix.note
 
 
 def test_no_kubepods_cgroup_fails_for_host_network_pods(tmp_path: Path) -> None:
     wanted = replace(WANTED, host_network=HostNetwork.DENY)
-    assert check_cgroup2(wanted, "ebpf", lambda: tmp_path).status is Status.FAIL
+    assert check_cgroup2(wanted, True, lambda: tmp_path).status is Status.FAIL
     (tmp_path / "kubepods.slice").mkdir()
-    assert check_cgroup2(wanted, "ebpf", lambda: tmp_path).status is Status.PASS
+    assert check_cgroup2(wanted, True, lambda: tmp_path).status is Status.PASS
 
 
 def test_bpffs_is_found_in_mountinfo() -> None:
@@ -117,68 +138,41 @@ def test_bpffs_is_found_in_mountinfo() -> None:
     ],
 )
 def test_what_answers_on_the_agents_port_is_told(answer: Answer, status: Status, told: str) -> None:
-    line = check_agent(WANTED, MENDS, answer)
+    line = check_agent(WANTED, answer)
     assert (line.status, told in line.seen) == (status, True)
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "mend"),
+    ("answer", "status", "command"),
     [
         (Answer(200), Status.PASS, ""),
         (Answer(401), Status.PASS, ""),
         (Answer(error=OSError(113, "No route to host")), Status.WARN, "ip route replace 169.254.169.254/32 dev eth0"),
-        (Answer(error=TimeoutError()), Status.WARN, "aws ec2 modify-instance-metadata-options"),
+        (
+            Answer(error=TimeoutError()),
+            Status.WARN,
+            "aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id i-0123456789abcdef0",
+        ),
     ],
 )
-def test_whether_the_real_service_answers_the_host_is_told(answer: Answer, status: Status, mend: str) -> None:
-    line = check_metadata(("eth0",), answer)
-    assert line.status is status
-    assert line.mend.startswith(mend)
+def test_whether_the_real_service_answers_the_host_is_told(answer: Answer, status: Status, command: str) -> None:
+    line = check_metadata("eth0", answer, lambda: "i-0123456789abcdef0")
+    assert (line.status, line.fix_text) == (status, command)
 
 
-def asked(**conditions: Condition | str) -> dict[str, Asked]:
-    return {
-        name: Asked(Inspection(value, ("found",), ("a problem",)))
-        if isinstance(value, Condition)
-        else Asked(error=value)
-        for name, value in conditions.items()
-    }
+def test_where_no_instance_is_known_the_route_is_shown() -> None:
+    line = check_metadata("eth0", Answer(error=TimeoutError()), lambda: "")
+    assert line.command == "ip -4 route get 169.254.169.254"
 
 
-@pytest.mark.parametrize(
-    ("answers", "chosen"),
-    [
-        (asked(iptables=Condition.ABSENT, nftables=Condition.INSTALLED), "nftables"),
-        (asked(iptables=Condition.DIFFERENT, nftables=Condition.INSTALLED), "nftables"),
-        (asked(iptables=Condition.DIFFERENT, nftables=Condition.ABSENT), "iptables"),
-        (asked(iptables=Condition.ABSENT, nftables=Condition.ABSENT, ebpf="no capability"), "none"),
-    ],
-)
-def test_the_dataplane_that_is_there_is_chosen(answers: dict[str, Asked], chosen: str) -> None:
-    assert choose(AUTO, answers) == chosen
-    assert choose("ebpf", answers) == "ebpf"
-
-
-@pytest.mark.parametrize(
-    ("value", "status"),
-    [
-        (Condition.INSTALLED, Status.PASS),
-        (Condition.ABSENT, Status.FAIL),
-        (Condition.DIFFERENT, Status.FAIL),
-        ("libnftables isn't installed", Status.FAIL),
-    ],
-)
-def test_the_chosen_dataplanes_condition_is_reported(value: Condition | str, status: Status) -> None:
-    (line,) = check_installed("nftables", asked(nftables=value), MENDS.with_dataplane("nftables"))
-    assert line.status is status
-    assert status is Status.PASS or line.mend.startswith("kiam dataplane install --dataplane=nftables ")
-
-
-def test_a_second_dataplane_is_a_warning() -> None:
-    answers = asked(iptables=Condition.DIFFERENT, nftables=Condition.INSTALLED)
-    line = check_installed("nftables", answers, MENDS)[1]
-    assert line.status is Status.WARN
-    assert line.mend == "kiam dataplane remove --dataplane=iptables"
+def test_an_instances_identifier_is_read_where_the_firmware_or_cloud_init_has_it(tmp_path: Path) -> None:
+    tag, note = tmp_path / "board_asset_tag", tmp_path / "instance-id"
+    assert instance_id((tag, note)) == ""
+    tag.write_text("Not Specified\n")
+    note.write_text("i-0123456789abcdef0\n")
+    assert instance_id((tag, note)) == "i-0123456789abcdef0"
+    note.write_text("iid-datasource-none\n")
+    assert instance_id((tag, note)) == ""
 
 
 def test_programs_of_ours_are_not_reported_and_others_are() -> None:
@@ -187,7 +181,8 @@ def test_programs_of_ours_are_not_reported_and_others_are() -> None:
     other = Attached(root, "connect6", 2, "somebody")
     assert check_programs([ours])[0].status is Status.PASS
     (line,) = check_programs([ours, other])
-    assert line.mend == "bpftool cgroup detach /sys/fs/cgroup cgroup_inet6_connect id 2"
+    # Whoever attached it may need it.
+    assert line.command == "bpftool prog show id 2"
     assert check_unreadable(OSError(1, "Operation not permitted")).status is Status.SKIP
 
 
@@ -202,12 +197,6 @@ def test_programs_at_traffic_control_are_told_apart() -> None:
         ]
     )
     assert "Cilium" in cilium.seen
-    assert "detach" not in cilium.mend
-    assert mine.mend == "tc filter del dev cali0 ingress"
-    assert tcx.mend == "bpftool net detach tcx_ingress dev cali0"
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_has_the_name_bpftool_knows(hook: str) -> None:
-    (line,) = check_programs([Attached(Path("/sys/fs/cgroup"), hook, 7, "somebody")])
-    assert line.mend.endswith(f" {BPFTOOL_NAMES[hook]} id 7")
+    assert "detach" not in cilium.fix_text
+    assert mine.command == "tc filter show dev cali0 ingress"
+    assert tcx.command == "bpftool net show dev cali0"
