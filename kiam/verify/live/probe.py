@@ -17,8 +17,8 @@ from kiam.verify.live.attempts import Attempt, Order, Outcome
 
 NEW = "new"
 HOST = "host"
-START_SECONDS = 20.0
-GRACE_SECONDS = 10.0
+START_SECONDS = 60.0
+GRACE_SECONDS = 30.0
 
 
 class Probe:

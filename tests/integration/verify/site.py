@@ -207,7 +207,7 @@ class Site:
 
     def command(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
         """Run ``kiam dataplane verify --output=json``: exit code, output, standard error."""
-        done = self.node.run(*self.command_line(*arguments), "--output=json", check=False)
+        done = self.node.run(*self.command_line(*arguments), "--output=json", check=False, timeout=300)
         return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
     def command_line(self, *arguments: str) -> list[str]:
