@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-SESSION_NAME_LENGTH = 64
-"""RoleSessionName's limit (AWS STS API reference, AssumeRole)."""
+SESSION_NAME_LENGTH, LONGEST_EXTERNAL_ID = 64, 1224
+"""Characters of RoleSessionName and ExternalId (AWS STS API reference, AssumeRole)."""
+_EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{2,}", re.ASCII)
 _NOT_ALLOWED = re.compile(r"[^A-Za-z0-9_+=,.@-]")
 
 
@@ -24,3 +25,14 @@ class Identity:
 def session_name(name: str) -> str:
     """The STS session name: ``kiam-`` and the name, what STS doesn't take replaced by ``-``, 64 characters at most."""
     return _NOT_ALLOWED.sub("-", f"kiam-{name}")[:SESSION_NAME_LENGTH]
+
+
+def external_id_problem(external_id: str) -> str:
+    """Why STS takes no such external id; empty: it takes it, or there is none."""
+    if not external_id:
+        return ""
+    if len(external_id) > LONGEST_EXTERNAL_ID:
+        return f"has more than {LONGEST_EXTERNAL_ID} characters"
+    if not _EXTERNAL_ID.fullmatch(external_id):
+        return "has a character that none has: it is two or more letters, digits and _+=,.@:/- only"
+    return ""

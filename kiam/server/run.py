@@ -26,12 +26,14 @@ from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.grpc.service import Service
 from kiam.server.kubernetes.accounts import ServiceAccountRoles
 from kiam.server.kubernetes.api import KubeApi
-from kiam.server.kubernetes.events import EventRecorder
+from kiam.server.kubernetes.events import ROLE_FORBIDDEN, EventRecorder
+from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.kubernetes.tokens import TokenReviewer
 from kiam.server.policy.demand import Demand
 from kiam.server.policy.judge import Judge
+from kiam.server.policy.permitted import Decision, forbidden_message
 from kiam.server.readiness import Readiness
 from kiam.server.settings import ServerSettings
 from kiam.telemetry import serve_telemetry
@@ -145,7 +147,7 @@ class Server:
         self._judge = Judge(
             self._namespaces, base_arn, config.session, strict=not config.disable_strict_namespace_regexp
         )
-        Demand(self._pods, self._namespaces, self._judge, credentials)
+        Demand(self._pods, self._namespaces, self._judge, credentials, self._record_unusable)
         _spare_the_collector()
         watch_seconds = config.sync.total_seconds()
         namespaces = Reflector(api, NAMESPACES, self._namespaces, watch_seconds)
@@ -153,6 +155,9 @@ class Server:
         for name, reflector in (("namespaces", namespaces), ("pods", pods)):
             tasks.create_task(reflector.run())
             tasks.create_task(self._await_list(name, reflector))
+
+    def _record_unusable(self, pod: Pod, decision: Decision) -> None:
+        self._events.record(pod, ROLE_FORBIDDEN, forbidden_message(pod.role, decision))
 
     async def _await_list(self, name: str, reflector: Reflector) -> None:
         await reflector.synced.wait()

@@ -55,7 +55,7 @@ class Faults:
 
     roles: str = ".*"
     sts: str = ""
-    """Empty: well. ``denied``, ``throttled``, ``unavailable`` (HTTP 503) or ``reset`` (connection cut)."""
+    """Empty: well. ``denied``, ``throttled``, ``unavailable`` (HTTP 503), ``reset`` (connection cut) or ``garbage``."""
     sts_delay: float = 0.0
     """Seconds before STS answers."""
     lifetime: int = 0
@@ -129,6 +129,14 @@ def _unsigned() -> web.Response:
     return web.Response(status=403, text=body, content_type="application/xml")
 
 
+def _faulty_answer(request: web.Request, fault: str, role: str) -> web.Response:
+    if fault == "reset":
+        return _cut(request)
+    if fault == "garbage":
+        return web.Response(text="<AssumeRoleResponse><SecretAccessKey>hush\x1b</Secret", content_type="text/xml")
+    return _sts_error(fault, role)
+
+
 class Front:
     """The proxy in front of moto."""
 
@@ -163,7 +171,7 @@ class Front:
             await asyncio.sleep(faults.sts_delay)
         scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/", request.headers.get("Authorization", ""))
         if hit and faults.sts:
-            answer = _cut(request) if faults.sts == "reset" else _sts_error(faults.sts, role)
+            answer = _faulty_answer(request, faults.sts, role)
         else:
             answer = await self._pass_on(request, body)
         if isinstance(answer, web.Response) and isinstance(answer.body, bytes):

@@ -15,6 +15,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
+from botocore.parsers import ResponseParserError
 
 from kiam.errors import UserError
 from kiam.identity import Identity
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 GLOBAL_REGION = "us-east-1"
 """Requests to the global endpoint, https://sts.amazonaws.com, are signed for this region."""
+UNREADABLE = "UnreadableAnswer"
 CONNECT_TIMEOUT = 3.0
 READ_TIMEOUT = 10.0
 INSTANCE_METADATA = ("169.254.169.254", "fd00:ec2::254")
@@ -107,15 +109,18 @@ class BotoSTS:
         now = datetime.now(UTC)
         try:
             credentials = self._client.assume_role(**request)["Credentials"]
+            return Issued(
+                access_key_id=credentials["AccessKeyId"],
+                secret_access_key=credentials["SecretAccessKey"],
+                token=credentials["SessionToken"],
+                expires=credentials["Expiration"].astimezone(UTC),
+                issued=now,
+            )
         except (BotoCoreError, ClientError, OSError) as error:
             raise _to_sts_error(error) from error
-        return Issued(
-            access_key_id=credentials["AccessKeyId"],
-            secret_access_key=credentials["SecretAccessKey"],
-            token=credentials["SessionToken"],
-            expires=credentials["Expiration"].astimezone(UTC),
-            issued=now,
-        )
+        except (ResponseParserError, KeyError, TypeError, AttributeError, ValueError):
+            # Not "from" it: its text has the answer in it, and so perhaps a secret key.
+            raise STSError(UNREADABLE, "STS's answer can't be parsed; is something else at its address?") from None
 
 
 def _proxies(session: Any, region: str) -> Config:

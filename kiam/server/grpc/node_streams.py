@@ -18,10 +18,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.credentials import CredentialsManager
-from kiam.server.kubernetes.events import EventRecorder
+from kiam.server.kubernetes.events import CREDENTIAL_ERROR, EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge
+from kiam.server.policy.permitted import Refusal
 
 MOST_EVENTS_FOR_FAILURE = 20
 """Pods of one identity and node that get an Event for one failed AssumeRole."""
@@ -123,7 +124,10 @@ class NodeStream:
         pod = self._hub.pods.get(uid)
         if pod is None or not self.covers(pod):
             return self._withdraw(uid)
-        message, identity = self._hub.describe(pod)
+        described = self._hub.describe(pod)
+        if described is None:
+            return self._withdraw(uid)
+        message, identity = described
         self._set_identity(uid, identity)
         if self._sent.get(uid) == message.fingerprint:
             return None
@@ -235,8 +239,8 @@ class NodeStreams:
             )
         )
 
-    def describe(self, pod: Pod) -> tuple[kiam_pb2.Pod, Identity | None]:
-        """A pod as agents get it, and the identity it may have."""
+    def describe(self, pod: Pod) -> tuple[kiam_pb2.Pod, Identity | None] | None:
+        """A pod as agents get it, and the identity it may have; None: that can't be told yet, so it has to wait."""
         message = kiam_pb2.Pod(uid=pod.uid, namespace=pod.namespace, name=pod.name, role=pod.role)
         message.imds_tokens = pod.imds_tokens or self._namespaces.imds_tokens(pod.namespace)
         message.addresses.extend(address for address in pod.addresses if self._has(pod, address))
@@ -245,6 +249,8 @@ class NodeStreams:
             judge = self._judge()
             identity = judge.identity(pod)
             decision = judge.decide(pod, pod.role)
+            if decision.refusal is Refusal.UNDECIDED:
+                return None
             message.identity.CopyFrom(_identity_message(identity))
             message.decision.allowed = decision.allowed
             message.decision.explanation = decision.explanation
@@ -318,7 +324,7 @@ class NodeStreams:
                 for uid in stream.pods_with(identity)[:MOST_EVENTS_FOR_FAILURE]:
                     pod = self.pods.get(uid)
                     if pod is not None:
-                        self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {failure}")
+                        self._events.record(pod, CREDENTIAL_ERROR, f"failed retrieving credentials: {failure}")
 
 
 def _identity(message: kiam_pb2.Identity) -> Identity:

@@ -13,6 +13,7 @@ import grpc
 from grpc import aio
 
 from kiam.addresses import canonical_address
+from kiam.arns import LONGEST_ARN, shown
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
@@ -28,11 +29,11 @@ from kiam.server.grpc.container_credentials import (
 )
 from kiam.server.grpc.holds import Waiting
 from kiam.server.grpc.node_streams import NodeStreams
-from kiam.server.kubernetes.events import EventRecorder
+from kiam.server.kubernetes.events import CREDENTIAL_ERROR, ROLE_FORBIDDEN, EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge
-from kiam.server.policy.permitted import Decision, forbidden_message
+from kiam.server.policy.permitted import Decision, Refusal, forbidden_message
 from kiam.server.readiness import Readiness
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,6 @@ FORBIDDEN = "forbidden by policy"
 EMPTY_ROLE = "role can't be empty"
 RETRY_AFTER = "retry-after"
 """Trailing metadata of UNAVAILABLE: whole seconds until STS is asked again."""
-LONGEST_ROLE = 2048
-"""Characters; an ARN has at most that many (IAM user guide, "IAM and STS quotas": paths 512, names 64)."""
 
 
 class Service(kiam_pb2_grpc.KiamServiceServicer):
@@ -107,21 +106,23 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
     ) -> kiam_pb2.Credentials:
         """Credentials of the role the pod at an address requests, if the policy permits it."""
         role = request.role
-        if not role or len(role) > LONGEST_ROLE:
+        if not role or len(role) > LONGEST_ARN:
             await _abort(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
-                f"role is longer than {LONGEST_ROLE} characters" if role else EMPTY_ROLE,
+                f"role is longer than {LONGEST_ARN} characters" if role else EMPTY_ROLE,
             )
         hold = _Hold(context)
         issued_for: Identity | None = None
         while True:
             pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
             judge = self._judge()
-            unknown = pod.role and not judge.knows_namespace(pod)
-            if unknown and await self.arrivals.wait(f"ns/{pod.namespace}", hold.left()):
-                continue
+            if not pod.role:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE)
             decision = judge.decide(pod, role)
+            if decision.refusal is Refusal.UNDECIDED:
+                await self._wait_for_namespace(pod, decision, context, hold)
+                continue
             if not decision.allowed:
                 await self._refuse(pod, role, decision, context)
             identity = judge.identity(pod)
@@ -160,7 +161,11 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             except ApiAwayError as error:
                 await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
             if not isinstance(granted, Granted):
-                await self._refuse(*granted, context)
+                pod, role, decision = granted
+                if decision.refusal is Refusal.UNDECIDED:
+                    await self._wait_for_namespace(pod, decision, context, hold)
+                    continue
+                await self._refuse(pod, role, decision, context)
             identity = granted.identity
             waited = identity == issued_for
             held = self._credentials.peek(identity) if waited else self._credentials.ready(identity)
@@ -208,17 +213,27 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         try:
             await self._credentials.get(identity, pod.namespace)
         except CredentialsUnavailableError as error:
-            self._events.record(pod, "KiamCredentialError", f"failed retrieving credentials: {error}")
+            self._events.record(pod, CREDENTIAL_ERROR, f"failed retrieving credentials: {error}")
             trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
 
+    async def _wait_for_namespace(self, pod: Pod, decision: Decision, context: Context, hold: _Hold) -> None:
+        """Hold a call until there is news of the pod's namespace; not yet, and never a final no, if there is none."""
+        if not await self.arrivals.wait(f"ns/{pod.namespace}", hold.left()):
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, decision.explanation, ((RETRY_AFTER, "1"),))
+
     async def _refuse(self, pod: Pod, role: str, decision: Decision, context: Context) -> NoReturn:
         log.warning(
-            "pod denied by policy: %s",
-            decision.explanation,
-            extra={"pod": f"{pod.namespace}/{pod.name}", "requested": role},
+            "pod denied by policy",
+            extra={
+                "pod.namespace": pod.namespace,
+                "pod.name": pod.name,
+                "pod.iam.role": shown(pod.role),
+                "pod.iam.requestedRole": shown(role),
+                "policy.explanation": decision.explanation,
+            },
         )
-        self._events.record(pod, "KiamRoleForbidden", forbidden_message(role, decision))
+        self._events.record(pod, ROLE_FORBIDDEN, forbidden_message(role, decision))
         await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:

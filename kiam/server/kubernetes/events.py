@@ -19,6 +19,8 @@ from kiam.server.kubernetes.objects import Pod
 log = logging.getLogger(__name__)
 
 COMPONENT = "kiam.server"
+ROLE_FORBIDDEN, CREDENTIAL_ERROR = "KiamRoleForbidden", "KiamCredentialError"
+"""The conventional reasons."""
 LONGEST_MESSAGE = 1024
 """Characters the API takes (validation of v1.Event)."""
 WRITES_PER_SECOND, BURST = 10.0, 50
@@ -143,7 +145,8 @@ class EventRecorder:
                 series.created = True
         except KubeError as error:
             # A pod that is gone, a namespace that is ending, RBAC without events: an Event is worth one try.
-            log.warning("event not written: %s", error, extra={"pod": f"{series.pod.namespace}/{series.pod.name}"})
+            whose = {"pod.namespace": series.pod.namespace, "pod.name": series.pod.name}
+            log.warning("event not written: %s", error, extra=whose)
 
     async def _count(self, api: EventsApi, path: str, series: _Series) -> None:
         try:

@@ -12,12 +12,21 @@ from typing import Generic, TypeVar
 import msgspec
 
 from kiam.addresses import canonical_address
+from kiam.arns import LONGEST_ARN
+from kiam.identity import LONGEST_EXTERNAL_ID, SESSION_NAME_LENGTH
 
 ROLE_ANNOTATION = "iam.amazonaws.com/role"
 SESSION_NAME_ANNOTATION = "iam.amazonaws.com/session-name"
 EXTERNAL_ID_ANNOTATION = "iam.amazonaws.com/external-id"
 PERMITTED_ANNOTATION = "iam.amazonaws.com/permitted"
 IMDS_TOKENS_ANNOTATION = "iam.amazonaws.com/imds-tokens"
+
+BLANKS = " \t\r\n\v\f"
+"""What may stand around an annotation's value, as YAML's block scalars leave it: no value begins or ends with one."""
+LONGEST_WORD = 64
+"""Characters of an annotation that is one of a few words."""
+LONGEST_EXPRESSION = 16_384
+"""Characters of a ``permitted`` expression; the expression of a longer one is invalid."""
 
 _FINISHED = frozenset({"Succeeded", "Failed"})
 
@@ -34,7 +43,8 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     addresses: tuple[str, ...]
     """``status.podIPs`` in canonical spelling; none for a pod on the host network, whose addresses are the node's."""
     role: str
-    """The annotation exactly as written; empty: not annotated."""
+    """The annotation, trimmed; empty: not annotated. One that is too long for a role is cut to what is too long still,
+    and so are the others: annotations of 200 kB cost no more than those of 2."""
     session_name: str
     external_id: str
     active: bool
@@ -169,25 +179,29 @@ def read_pod(wire: WirePod) -> Pod:
         # The attack stopped: a host-network pod's podIP is the node's address, which would make that pod's role the
         # role of everything else that runs there.
         addresses=() if host_network else _addresses(status),
-        role=intern(annotations.role or ""),
-        session_name=intern(annotations.session_name or ""),
-        external_id=intern(annotations.external_id or ""),
+        role=_value(annotations.role, LONGEST_ARN + 1),
+        session_name=_value(annotations.session_name, SESSION_NAME_LENGTH),
+        external_id=_value(annotations.external_id, LONGEST_EXTERNAL_ID + 1),
         active=status.phase not in _FINISHED,
         deleting=meta.deletion_timestamp is not None,
         host_network=host_network,
-        imds_tokens=intern((annotations.imds_tokens or "").strip()),
+        imds_tokens=_value(annotations.imds_tokens, LONGEST_WORD),
     )
 
 
 def read_namespace(wire: WireNamespace) -> Namespace:
     """Reduce a namespace to what is kept."""
-    annotations = wire.metadata.annotations
+    annotations = wire.metadata.annotations or _NO_NAMESPACE_ANNOTATIONS
     return Namespace(
         uid=wire.metadata.uid,
         name=intern(wire.metadata.name),
-        permitted=(annotations.permitted if annotations else None) or "",
-        imds_tokens=intern(((annotations.imds_tokens if annotations else None) or "").strip()),
+        permitted=_value(annotations.permitted, LONGEST_EXPRESSION + 1),
+        imds_tokens=_value(annotations.imds_tokens, LONGEST_WORD),
     )
+
+
+def _value(annotation: str | None, longest: int) -> str:
+    return intern((annotation or "").strip(BLANKS)[:longest])
 
 
 def _addresses(status: _PodStatus) -> tuple[str, ...]:
@@ -210,3 +224,4 @@ def _canonical(text: str | None) -> str | None:
 _NO_SPEC = _PodSpec()
 _NO_STATUS = _PodStatus()
 _NO_ANNOTATIONS = _PodAnnotations()
+_NO_NAMESPACE_ANNOTATIONS = _NamespaceAnnotations()

@@ -10,6 +10,7 @@ from kiam.identity import Identity
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge
+from kiam.server.policy.permitted import Decision, Refusal
 
 SETTLE_SECONDS, LONGEST_SETTLE_SECONDS = 1.0, 60.0
 """A pod whose identity changes is left alone for a moment before STS is asked; the moment doubles with each change."""
@@ -34,12 +35,18 @@ class Demand:
         namespaces: NamespaceStore,
         judge: Judge,
         wanted: Wanted,
+        unusable: Callable[[Pod, Decision], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listens to the stores from now on; what they hold already is not looked at."""
+        """Listens to the stores from now on; what they hold already is not looked at.
+
+        ``unusable`` is told, once, of a pod that can't have its role because of what is annotated.
+        """
         self._pods = pods
         self._judge = judge
         self._wanted = wanted
+        self._unusable = unusable
+        self._told: dict[str, Decision] = {}
         self._now = now
         self._want_of: dict[str, tuple[Identity, str]] = {}
         self._pods_with: dict[tuple[Identity, str], set[str]] = {}
@@ -58,7 +65,9 @@ class Demand:
             self._update(pod.uid, pod)
 
     def _update(self, uid: str, pod: Pod | None) -> None:
-        allowed = pod is not None and bool(pod.role) and self._judge.decide(pod, pod.role).allowed
+        decision = self._judge.decide(pod, pod.role) if pod is not None and pod.role else None
+        self._explain(uid, pod, decision)
+        allowed = decision is not None and decision.allowed
         wants = (self._judge.identity(pod), pod.namespace) if pod is not None and allowed else None
         before = self._want_of.get(uid)
         if pod is None:
@@ -80,6 +89,13 @@ class Demand:
             if not uids:
                 del self._pods_with[before]
                 self._wanted.unwant(*before)
+
+    def _explain(self, uid: str, pod: Pod | None, decision: Decision | None) -> None:
+        if pod is None or decision is None or decision.refusal is not Refusal.UNUSABLE:
+            self._told.pop(uid, None)
+        elif self._told.get(uid) != decision:
+            self._told[uid] = decision
+            self._unusable(pod, decision)
 
     def _settle(self, uid: str) -> float:
         """Seconds until a pod's new identity is worth a call: none for its first.

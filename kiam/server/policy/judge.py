@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from kiam.arns import resolve_role_arn
-from kiam.identity import Identity, session_name
+from kiam.arns import resolve_role_arn, shown
+from kiam.identity import Identity, external_id_problem, session_name
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import NamespaceStore
-from kiam.server.policy.permitted import Decision, decide
+from kiam.server.policy.permitted import Decision, Refusal, decide
 
 MOST_IDENTITIES = 65_536
 """Identities remembered by what pods are annotated with."""
@@ -37,13 +37,11 @@ class Judge:
             external_id=external_id,
         )
 
-    def knows_namespace(self, pod: Pod) -> bool:
-        """Whether the namespace is known; pods may be seen before it."""
-        return self._namespaces.permitted(pod.namespace) is not None
-
     def decide(self, pod: Pod, requested: str) -> Decision:
-        """Whether the pod may have a role. A namespace that isn't known permits nothing."""
+        """Whether the pod may have a role. Undecided while its namespace isn't known: pods may be seen before it."""
         expression = self._namespaces.permitted(pod.namespace)
         if expression is None:
-            return Decision(False, f"namespace '{pod.namespace}' is not known (yet), forbidden")
+            return Decision(False, f"namespace '{pod.namespace}' is not known yet", Refusal.UNDECIDED)
+        if problem := external_id_problem(pod.external_id):
+            return Decision(False, f"external id '{shown(pod.external_id)}' {problem}; forbidden", Refusal.UNUSABLE)
         return decide(requested, pod.role, self.base_arn, expression, strict=self._strict)

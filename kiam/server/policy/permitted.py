@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 from dataclasses import dataclass
@@ -10,10 +11,21 @@ from typing import Any
 
 import re2
 
-from kiam.arns import resolve_role_arn
+from kiam.arns import resolve_role_arn, role_problem, shown
 
 EXPRESSION_MEMORY = 2 << 20
 """Bytes RE2 may spend on one compiled expression; a larger one is invalid, so no namespace can exhaust the server."""
+
+
+class Refusal(enum.Enum):
+    """What kind of no it is."""
+
+    POLICY = "policy"
+    """Not this role for this pod."""
+    UNUSABLE = "unusable"
+    """What is annotated can't work, whatever the pod asks for: its owner is to know."""
+    UNDECIDED = "undecided"
+    """It can't be told yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +34,7 @@ class Decision:
 
     allowed: bool
     explanation: str = ""
+    refusal: Refusal = Refusal.POLICY
 
 
 ALLOWED = Decision(True)
@@ -35,7 +48,9 @@ def decide(requested: str, annotated: str, base_arn: str, expression: str, *, st
     """
     arn = resolve_role_arn(requested, base_arn)
     if not annotated or arn != resolve_role_arn(annotated, base_arn):
-        return Decision(False, f"requested '{requested}' but annotated with '{annotated}', forbidden")
+        return Decision(False, f"requested '{shown(requested)}' but annotated with '{shown(annotated)}', forbidden")
+    if problem := role_problem(arn):
+        return Decision(False, f"'{shown(annotated)}' can't be an IAM role: {problem}; forbidden", Refusal.UNUSABLE)
     return decide_namespace(arn, expression, strict)
 
 
@@ -50,10 +65,14 @@ def decide_namespace(role_arn: str, expression: str, strict: bool) -> Decision:
         return Decision(False, f"namespace policy expression '(empty)' forbids role '{role_arn}'")
     pattern = _compile(expression)
     if isinstance(pattern, str):
-        return Decision(False, f"namespace policy expression '{expression}' is invalid: {pattern}; it permits no role")
+        return Decision(
+            False,
+            f"namespace policy expression '{shown(expression)}' is invalid: {shown(pattern)}; it permits no role",
+            Refusal.UNUSABLE,
+        )
     match = pattern.fullmatch(role_arn) if strict else pattern.search(role_arn)
     if match is None:
-        return Decision(False, f"namespace policy expression '{expression}' forbids role '{role_arn}'")
+        return Decision(False, f"namespace policy expression '{shown(expression)}' forbids role '{role_arn}'")
     return ALLOWED
 
 
@@ -78,4 +97,4 @@ def _compile(expression: str) -> Any:
 
 def forbidden_message(requested: str, decision: Decision) -> str:
     """The Event's text for a refusal."""
-    return f"failed assuming role {json.dumps(requested, ensure_ascii=False)}: {decision.explanation}"
+    return f"failed assuming role {json.dumps(shown(requested), ensure_ascii=False)}: {decision.explanation}"

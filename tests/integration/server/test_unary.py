@@ -87,13 +87,13 @@ async def test_calls_beyond_the_bound_are_answered_at_once(sandbox: Sandbox) -> 
     await eventually(lambda: server.service is not None and len(server.service.arrivals) == 0)
 
 
-async def test_namespace_not_seen_yet_is_waited_for_and_absent_forbids(sandbox: Sandbox, kube: KubeApi) -> None:
+async def test_namespace_not_seen_yet_is_waited_for_and_never_a_final_no(sandbox: Sandbox, kube: KubeApi) -> None:
     client = await sandbox.connect(await sandbox.start())
     kube.apply(pod("early", "10.0.0.5", "role-a", namespace="late"))
     assert await client.role("10.0.0.5") == "role-a"
     assert await refusal(client.credentials("10.0.0.5", "role-a", SHORT)) == (
-        grpc.StatusCode.PERMISSION_DENIED,
-        "forbidden by policy",
+        grpc.StatusCode.UNAVAILABLE,
+        "namespace 'late' is not known yet",
     )
     held = asyncio.create_task(client.credentials("10.0.0.5", "role-a", 20))
     await asyncio.sleep(0.1)
@@ -111,7 +111,10 @@ async def test_pod_without_annotation_has_the_empty_role_and_no_credentials(sand
     kube.apply(pod("plain", "10.0.0.6"))
     client = await sandbox.connect(await sandbox.start())
     assert await client.role("10.0.0.6") == ""
-    assert (await refusal(client.credentials("10.0.0.6", "x")))[0] is grpc.StatusCode.PERMISSION_DENIED
+    assert await refusal(client.credentials("10.0.0.6", "x")) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "role can't be empty",
+    )
 
 
 async def test_failure_of_sts_is_unavailable_with_its_reason_and_when_to_ask_again(

@@ -27,9 +27,11 @@ class Bench:
             self.namespaces,
             self.judge,
             self,
+            lambda pod, decision: self.unusable.append((pod.uid, decision.explanation)),
             lambda: self.time,
         )
         self.settles: list[float] = []
+        self.unusable: list[tuple[str, str]] = []
 
     def want(self, identity: Identity, namespace: str, settle: float) -> None:
         self.log.append(("want", identity))
@@ -63,7 +65,7 @@ def test_first_pod_wants_and_last_pod_unwants(bench: Bench) -> None:
     [
         ({"role": "other"}, Identity(f"{BASE}other", "kiam-kiam", "")),
         ({"session_name": "my/session"}, Identity(f"{BASE}app", "kiam-my-session", "")),
-        ({"external_id": "e"}, Identity(f"{BASE}app", "kiam-kiam", "e")),
+        ({"external_id": "agreed"}, Identity(f"{BASE}app", "kiam-kiam", "agreed")),
         ({"role": ""}, None),
         ({"active": False}, None),
     ],
@@ -125,3 +127,30 @@ def test_each_namespace_wants_for_itself() -> None:
     bench.pods.put(msgspec.structs.replace(POD, uid="v", namespace="other"))
     bench.pods.remove("u")
     assert bench.log == [("want", APP), ("want", APP), ("unwant", APP)]
+
+
+@pytest.mark.parametrize(
+    ("change", "explanation"),
+    [
+        ({"role": "x/../../admin"}, "'x/../../admin' can't be an IAM role: its path has"),
+        ({"external_id": "a b"}, "external id 'a b' has a character that none has"),
+    ],
+)
+def test_annotation_that_cannot_work_never_reaches_sts_and_is_told_once(
+    bench: Bench, change: dict[str, str], explanation: str
+) -> None:
+    pod = msgspec.structs.replace(POD, **change)
+    bench.pods.put(pod)
+    bench.pods.put(msgspec.structs.replace(pod, deleting=True))
+    assert bench.log == []
+    ((uid, told),) = bench.unusable
+    assert (uid, told[: len(explanation)]) == ("u", explanation)
+    bench.pods.put(POD)
+    bench.pods.put(pod)
+    assert len(bench.unusable) == 2
+
+
+def test_refusal_by_the_policy_is_not_told_before_the_pod_asks(bench: Bench) -> None:
+    bench.permit("nothing")
+    bench.pods.put(POD)
+    assert bench.unusable == []

@@ -6,8 +6,17 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 
-from kiam.server.kubernetes.objects import Namespace, Pod, WireNamespace, WirePod, read_namespace, read_pod
+from kiam.server.kubernetes.objects import (
+    LONGEST_EXPRESSION,
+    Namespace,
+    Pod,
+    WireNamespace,
+    WirePod,
+    read_namespace,
+    read_pod,
+)
 from tests.sandbox import kubeapi
 
 
@@ -81,3 +90,22 @@ def test_namespace_is_reduced_to_its_permission() -> None:
     assert read(kubeapi.namespace("apps", ".*")).permitted == ".*"
     assert read(kubeapi.namespace("apps")).permitted == ""
     assert read({"metadata": {"name": "apps", "annotations": None}}).permitted == ""
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {}", "{} ", "\r\n\t{}\v\f \n"])
+def test_blanks_around_annotations_are_no_part_of_them(around: str) -> None:
+    names = {"role": "app", "session-name": "my session", "external-id": "agreed", "imds-tokens": "required"}
+    annotations = {f"iam.amazonaws.com/{name}": around.format(value) for name, value in names.items()}
+    pod = _read(kubeapi.pod("p", "10.0.0.1", annotations=annotations))
+    assert (pod.role, pod.session_name, pod.external_id, pod.imds_tokens) == ("app", "my session", "agreed", "required")
+    body = kubeapi.namespace("apps", around.format(".*/app"))
+    assert read_namespace(msgspec.json.decode(json.dumps(body).encode(), type=WireNamespace)).permitted == ".*/app"
+
+
+def test_huge_annotations_are_cut_to_what_is_too_long_still() -> None:
+    huge = {f"iam.amazonaws.com/{name}": "x" * 200_000 for name in ("role", "session-name", "external-id")}
+    pod = _read(kubeapi.pod("p", "10.0.0.1", annotations=huge))
+    assert [len(text) for text in (pod.role, pod.session_name, pod.external_id)] == [2049, 64, 1225]
+    body = kubeapi.namespace("apps", "x" * 200_000)
+    namespace = read_namespace(msgspec.json.decode(json.dumps(body).encode(), type=WireNamespace))
+    assert len(namespace.permitted) == LONGEST_EXPRESSION + 1
