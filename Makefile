@@ -18,7 +18,7 @@ fi
 endef
 
 .PHONY: setup demo bench test test-vm test-image test-clients client-table docs lint proto lock clean chart-docs architecture \
-  manifests
+  manifests pictures
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,9 @@ $(VENV)/.ready: pyproject.toml requirements.lock packages.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	for binding in bcc nftables; do ln -sfn $(DIST)/$$binding $$site/$$binding; done
+	@# helm-python-sdk's wheel can't hold symlinks, and brings one library of 81 MB under three names.
+	@cd $(VENV)/lib/python3.*/site-packages/helm_python/lib && real=$$(ls libhelm_c.so.*.*.*) && \
+	  ln -f "$$real" libhelm_c.so.0 && ln -f "$$real" libhelm_c.so
 	@touch $@
 
 proto: setup
@@ -62,6 +65,10 @@ manifests: setup
 DATAPLANE ?= iptables
 demo: setup
 	@$(BIN)/python -m tests.sandbox.demo --dataplane "$(DATAPLANE)"
+
+# docs/images: what the demo and kiam dataplane verify print, as SVG.
+pictures: setup
+	$(BIN)/python -m tests.sandbox.pictures
 
 # The parallel tests first, then those that need the machine to themselves.
 test: setup

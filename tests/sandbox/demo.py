@@ -16,13 +16,24 @@ from rich.table import Table
 from rich.text import Text
 
 from kiam.dataplane.registry import DATAPLANES
-from tests.sandbox.aws import ACCOUNT
+from tests.sandbox.aws import ACCOUNT, ROLE_BASE_ARN
 from tests.sandbox.node import CREDENTIALS, NodeInABox, Pod, needs_root
 from tests.sandbox.process import wait_until
 
 MAKING = "making a node in a box: namespaces, certificates, Kubernetes API, STS, instance metadata"
 WIDEST_WHO = 11
 WIDEST_ASKS = 33
+PERMITTED = rf"{ROLE_BASE_ARN}(cart|team/billing)"
+ROLE, SESSION_NAME = "iam.amazonaws.com/role", "iam.amazonaws.com/session-name"
+ANNOTATIONS: dict[str, dict[str, str]] = {
+    "cart": {ROLE: "cart"},
+    "billing": {ROLE: "/team/billing", SESSION_NAME: "billing"},
+    "greedy": {ROLE: "admin"},
+    "bare": {},
+}
+"""Of the pods, by name."""
+SESSIONS = "assumed-role/ROLE/SESSION: the session name, kiam-<annotation or --session>, is what CloudTrail shows"
+
 TITLES = {
     "before": "without kiam",
     "with": "with kiam server and kiam agent --dataplane={dataplane}",
@@ -69,11 +80,13 @@ class Demo:
 
     def screen(self) -> Group:
         """What has been shown so far."""
-        lines: list[RenderableType] = []
+        lines: list[RenderableType] = [Text("annotations", style="bold"), _annotations()]
         for part, title in TITLES.items():
             steps = [step for step in self.steps if step.part == part]
             if steps:
                 lines += [Text(title.format(dataplane=self.dataplane), style="bold"), _table(steps)]
+            if steps and part == "with":
+                lines.append(Text(f"    {SESSIONS}", style="dim"))
         return Group(*lines, Text(self.doing, style="dim"))
 
     def show(self, *step_fields: str, good: bool, note: str = "") -> None:
@@ -87,12 +100,10 @@ class Demo:
     def without_kiam(self) -> None:
         """The node's role is anybody's."""
         box = self.box
-        box.add_namespace("shop", r"arn:aws:iam::123456789012:role/(cart|team/billing)")
+        box.add_namespace("shop", PERMITTED)
         self.say("making the pods")
-        self.cart = box.add_pod("cart", "cart", "shop")
-        self.billing = box.add_pod("billing", "/team/billing", "shop", {"iam.amazonaws.com/session-name": "billing"})
-        self.greedy = box.add_pod("greedy", "admin", "shop")
-        self.bare = box.add_pod("bare", None, "shop")
+        pods = [box.add_pod(name, None, "shop", annotations) for name, annotations in ANNOTATIONS.items()]
+        self.cart, self.billing, self.greedy, self.bare = pods
         role = box.ask_from_host(CREDENTIALS).text
         self.show("before", "the host", "instance metadata: my role?", role, good=role == "node-role")
         got = self.cart.boto3()
@@ -117,6 +128,7 @@ class Demo:
             "HTTP: credentials of team/billing",
             _line(answer.status, answer.text),
             good=answer.status == 403,
+            note="not its annotation",
         )
         answer = self.bare.role()
         self.show(
@@ -133,6 +145,7 @@ class Demo:
             "HTTP: credentials of admin",
             _line(answer.status, answer.text),
             good=answer.status == 403,
+            note="its namespace doesn't permit it",
         )
         self.say("waiting for the Event")
         event = wait_until(lambda: box.events(self.greedy), "the Event that explains the refusal")[0]
@@ -168,12 +181,28 @@ class Demo:
         self.show("with", f"pod {pod.name}", "boto3 (IMDSv2): who am I?", text, good=expected in text)
 
 
-def _table(steps: list[Step]) -> Table:
+def _columns() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(width=2)
     table.add_column(width=WIDEST_WHO, no_wrap=True)
     table.add_column(width=WIDEST_ASKS, no_wrap=True)
     table.add_column(overflow="fold")
+    return table
+
+
+def _annotations() -> Table:
+    """What the owners of the namespace and its pods have written on them."""
+    table = _columns()
+    owned = {"ns shop": {"iam.amazonaws.com/permitted": PERMITTED}}
+    owned |= {f"pod {name}": annotations or {"none": ""} for name, annotations in ANNOTATIONS.items()}
+    for owner, notes in owned.items():
+        for number, (name, value) in enumerate(notes.items()):
+            table.add_row("", "" if number else owner, name, value)
+    return table
+
+
+def _table(steps: list[Step]) -> Table:
+    table = _columns()
     for step in steps:
         mark = Text("ok", style="green") if step.good else Text("NO", style="bold red")
         answer = Text(step.answer)

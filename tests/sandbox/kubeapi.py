@@ -6,8 +6,6 @@ What a real cluster does wrong now and then happens on demand (:class:`Faults`).
 
 Use it in this process (``async with KubeApi() as api``) or as one of its own (:class:`KubeApiProcess`), which is
 driven through a Unix socket and so can be reached whichever network namespace it listens in.
-
-kmock, a ready-made emulator, was looked at: version 0.8 has neither paging nor 410 nor bookmarks.
 """
 
 from __future__ import annotations
