@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kiam.rpc import kiam_pb2
+
 SESSION_NAME_LENGTH, LONGEST_EXTERNAL_ID = 64, 1224
 """Characters of RoleSessionName and ExternalId (AWS STS API reference, AssumeRole)."""
 _EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{2,}", re.ASCII)
@@ -19,6 +21,15 @@ class Identity:
     role_arn: str
     session_name: str
     external_id: str
+
+    @classmethod
+    def of(cls, message: kiam_pb2.Identity) -> Identity:
+        """From the wire."""
+        return cls(message.role_arn, message.session_name, message.external_id)
+
+    def message(self) -> kiam_pb2.Identity:
+        """To the wire."""
+        return kiam_pb2.Identity(role_arn=self.role_arn, session_name=self.session_name, external_id=self.external_id)
 
 
 @lru_cache(maxsize=4096)

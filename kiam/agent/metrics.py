@@ -76,9 +76,7 @@ class AgentMetrics:
             "For how long the agent has answered from memory without the server; 0: the server is there.",
             registry=registry,
         )
-        self._known_pods = Gauge(
-            "kiam_agent_known_pods", "Pods of this node that the agent knows by heart.", registry=registry
-        )
+        self._known_pods = Gauge("kiam_agent_known_pods", "Pods of this node known to the agent.", registry=registry)
         self.outage_answers = Counter(
             "kiam_agent_outage_answers",
             "Answers given from memory while the server was away.",
@@ -86,7 +84,12 @@ class AgentMetrics:
         )
         self.bindings_dropped = Counter(
             "kiam_agent_bindings_dropped",
-            "Addresses whose pod is no longer believed because the kernel's way to them changed.",
+            "Addresses whose pod is no longer believed because the kernel's route to them changed.",
+            registry=registry,
+        )
+        self.clock_steps = Counter(
+            "kiam_agent_clock_steps",
+            "How often the wall clock was seen to have been set, or the machine to have been suspended.",
             registry=registry,
         )
         self.credentials = HandlerMetrics(self, CREDENTIALS)

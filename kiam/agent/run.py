@@ -13,12 +13,13 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
+from kiam.agent.clock import SystemClock, notice_steps
+from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
-from kiam.agent.control.node_stream import NodeWatch
-from kiam.agent.control.unary import UnaryIdentities
-from kiam.agent.core.answers import NodeIdentities
+from kiam.agent.control.node_stream import StreamFollower
+from kiam.agent.control.unary import UnaryCalls
 from kiam.agent.core.identities import REQUEST_BUDGET
-from kiam.agent.core.pods import NodeState
+from kiam.agent.core.node import NodeCore
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.listener import is_served, listen
@@ -60,14 +61,15 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
         )
         client = ServerClient(settings.server, reloader, client_interceptors())
         stack.push_async_callback(client.close)
-        state = NodeState()
-        watcher = KernelWatcher(
-            lambda address: identities.way_changed(address), lambda address: identities.may_bind(address)
+        clock = SystemClock()
+        core = NodeCore(settings.outage_grace.total_seconds())
+        watcher = KernelWatcher(core, clock)
+        identities = NodeIdentities(core, UnaryCalls(client, clock), watcher, clock, metrics)
+        stack.callback(watcher.start(identities.heard).close)
+        follower = StreamFollower(client, identities, settings.node_name, str(settings.host))
+        await stack.enter_async_context(
+            _background(stop, client.run(), follower.run(), notice_steps(clock, metrics.clock_steps.inc))
         )
-        identities = NodeIdentities(state, UnaryIdentities(client), watcher, settings.outage_grace, metrics)
-        stack.callback(watcher.start().close)
-        watch = NodeWatch(client, state, identities, settings.node_name, str(settings.host))
-        await stack.enter_async_context(_background(stop, client.run(), watch.run()))
         handlers = Handlers(
             identities,
             PassingOn(upstream, route_filter, settings.limits, REQUEST_BUDGET),
@@ -80,13 +82,13 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
         if sock is not None:
             # At once: a pod that asks already is answered as soon as can be, and isn't refused a connection.
             await serving.start(sock)
-            await stack.enter_async_context(_background(stop, serving.tell_if_alone(watch.settled)))
+            await stack.enter_async_context(_background(stop, serving.tell_if_alone(follower.settled)))
         if redirection is not None:
             # Before the port is taken over: from here on a pod is refused or answered, and never reaches the real
             # service.
             await redirection.install()
             await stack.enter_async_context(_background(stop, redirection.keep()))
-        if sock is None and await serving.may_take_over(watch.settled, stop):
+        if sock is None and await serving.may_take_over(follower.settled, stop):
             await serving.start(listen(settings.port))
         if serving.started:
             await serving.until(stop)

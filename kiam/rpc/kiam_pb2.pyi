@@ -325,6 +325,9 @@ class NodeUpdate(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FAILED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_COMPLETE_FIELD_NUMBER: _builtins.int
+    WATCH_AGE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    watch_age_milliseconds: _builtins.int
+    """As in Hello, when this update was made. Set with pods; the others say nothing about addresses."""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -346,13 +349,19 @@ class NodeUpdate(_message.Message):
         credentials: Global___IdentityCredentials | None = ...,
         credentials_failed: Global___CredentialsFailed | None = ...,
         snapshot_complete: Global___SnapshotComplete | None = ...,
+        watch_age_milliseconds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "credentials_failed", b"credentials_failed", "hello", b"hello", "pod", b"pod", "pod_withdrawn", b"pod_withdrawn", "snapshot_complete", b"snapshot_complete", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "credentials", b"credentials", "credentials_failed", b"credentials_failed", "hello", b"hello", "pod", b"pod", "pod_withdrawn", b"pod_withdrawn", "snapshot_complete", b"snapshot_complete", "update", b"update", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "credentials_failed", b"credentials_failed", "hello", b"hello", "pod", b"pod", "pod_withdrawn", b"pod_withdrawn", "snapshot_complete", b"snapshot_complete", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "credentials", b"credentials", "credentials_failed", b"credentials_failed", "hello", b"hello", "pod", b"pod", "pod_withdrawn", b"pod_withdrawn", "snapshot_complete", b"snapshot_complete", "update", b"update", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__watch_age_milliseconds: _TypeAlias = _typing.Literal["watch_age_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__watch_age_milliseconds: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds"]  # noqa: Y015
     _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["hello", "pod", "pod_withdrawn", "credentials", "credentials_failed", "snapshot_complete"]  # noqa: Y015
     _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__watch_age_milliseconds) -> _WhichOneofReturnType__watch_age_milliseconds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
 
 Global___NodeUpdate: _TypeAlias = NodeUpdate  # noqa: Y015

@@ -29,6 +29,9 @@ def test_every_package_with_rooms_of_its_own_has_a_layers_contract() -> None:
     ("importer", "imported"),
     [
         ("agent/core/failures.py", "kiam.agent.http.handlers"),
+        ("agent/core/addresses.py", "asyncio"),
+        ("agent/core/node.py", "time"),
+        ("agent/core/pods.py", "grpc"),
         ("agent/kernel/rtnetlink.py", "kiam.agent.http.handlers"),
         ("agent/run.py", "kiam.server.settings"),
         ("agent/metrics.py", "kubernetes"),

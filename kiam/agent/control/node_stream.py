@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from time import monotonic
 from typing import Any
 
 import grpc
 from grpc import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
-from kiam.agent.core.answers import NodeIdentities
-from kiam.agent.core.pods import NodeState
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
@@ -25,6 +23,8 @@ _LOOK_AGAIN_SECONDS = 30.0
 """How often a server without streams is asked again: another replica may have them, as during a migration."""
 _FIRST_RETRY = 0.1
 _LONGEST_RETRY = 2.0
+_RETRY_BESIDE = 1.0
+"""Seconds until a stream that couldn't be opened beside another one is tried again."""
 
 _Known = tuple[list[kiam_pb2.KnownPod], list[kiam_pb2.KnownCredentials]]
 
@@ -41,11 +41,17 @@ class _Stream:
     """One open stream, its first update read."""
 
     def __init__(
-        self, call: Any, updates: AsyncIterator[kiam_pb2.NodeUpdate], hello: kiam_pb2.NodeUpdate, known: _Known
+        self,
+        call: Any,
+        updates: AsyncIterator[kiam_pb2.NodeUpdate],
+        hello: kiam_pb2.NodeUpdate,
+        asked_at: float,
+        known: _Known,
     ) -> None:
         self._call = call
         self.updates = updates
         self.hello = hello
+        self.asked_at = asked_at
         self.known = known
         """What its server was told is held."""
 
@@ -54,15 +60,13 @@ class _Stream:
         self._call.cancel()
 
 
-class NodeWatch:
+class StreamFollower:
     """Keeps :class:`NodeIdentities` fed, over one stream after another."""
 
-    def __init__(
-        self, client: ServerClient, state: NodeState, identities: NodeIdentities, node_name: str, host_ip: str
-    ) -> None:
+    def __init__(self, client: ServerClient, identities: NodeIdentities, node_name: str, host_ip: str) -> None:
         self._client = client
-        self._state = state
         self._identities = identities
+        self._pods = identities.core.pods
         self._node_name = node_name
         self._host_ip = host_ip
         self._told: str | None = None
@@ -88,7 +92,8 @@ class NodeWatch:
 
     async def _open(self) -> _Stream:
         """Open a stream and read its Hello. Raises NoStreamsError and StreamLostError."""
-        pods, credentials = known = self._state.known()
+        pods, credentials = known = self._pods.known()
+        asked_at = self._identities.asked()
         request = kiam_pb2.WatchNodeRequest(
             node_name=self._node_name, host_ip=self._host_ip, known_pods=pods, known_credentials=credentials
         )
@@ -109,69 +114,63 @@ class NodeWatch:
             raise
         node = hello.hello.node_name
         self._tell(f"the server streams node {node}" if node else "the server streams a node it doesn't know yet", 20)
-        return _Stream(call, updates, hello, known)
+        return _Stream(call, updates, hello, asked_at, known)
 
     async def _follow(self, stream: _Stream) -> None:
         """Take in a stream until it ends, changing over to a new one where that is called for."""
         reader = asyncio.create_task(self._read(stream))
-        resync_at: float | None = None
-        suspected = asyncio.create_task(self._identities.suspected.wait())
+        swapped = self._client.swapped
         try:
-            while not reader.done():
-                swapped = self._client.swapped
-                wait = None if resync_at is None else max(resync_at - monotonic(), 0)
-                events: set[asyncio.Future[Any]] = {reader, swapped}
-                if resync_at is None:
-                    events.add(suspected)
-                await asyncio.wait(events, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-                if resync_at is None and suspected.done():
-                    resync_at = monotonic() + self._identities.confirm_after
-                    self._identities.suspected.clear()
-                    suspected = asyncio.create_task(self._identities.suspected.wait())
-                due = swapped.done() or (resync_at is not None and monotonic() >= resync_at)
-                if reader.done() or not due:
-                    continue
-                resync_at = None
+            while await self._is_to_change_over(reader, swapped):
                 # The new stream is open before the old one goes: pods notice nothing.
-                try:
-                    fresh = await self._open_beside(reader)
-                except (StreamLostError, NoStreamsError):
-                    # Asked again by then; the old stream goes on as long as it can.
-                    resync_at = monotonic() + self._identities.confirm_after
-                    continue
-                if self._state.known() != fresh.known:
-                    # The old stream brought news meanwhile. The new one's server would never withdraw a pod that it
-                    # wasn't told is held, nor send again what it believes is.
-                    fresh.cancel()
-                    resync_at = monotonic()
+                newest = self._client.swapped
+                fresh = await self._open_beside(reader)
+                if fresh is None:
+                    await asyncio.wait({reader}, timeout=_RETRY_BESIDE)
                     continue
                 await _stop(reader)
                 stream.cancel()
-                stream = fresh
+                stream, swapped = fresh, newest
                 reader = asyncio.create_task(self._read(stream))
         finally:
-            suspected.cancel()
             await _stop(reader)
             stream.cancel()
-        self._identities.lost()
+        self._identities.stream_lost()
 
-    async def _open_beside(self, reader: asyncio.Task[None]) -> _Stream:
-        """Open a stream while another is read. Raises NoStreamsError and StreamLostError, also when that one ends.
+    async def _is_to_change_over(self, reader: asyncio.Task[None], swapped: asyncio.Future[None]) -> bool:
+        """Wait until new certificates or a question call for a new stream. False: this one ended."""
+        asking = asyncio.create_task(self._identities.wait_to_ask())
+        try:
+            await asyncio.wait({reader, swapped, asking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asking.cancel()
+        return not reader.done()
+
+    async def _open_beside(self, reader: asyncio.Task[None]) -> _Stream | None:
+        """Open a stream while another is read. None: that didn't work, or the other one ended meanwhile.
 
         Which attack: opening can take as long as the server is away. Waiting for it alone, the agent would take a
         picture that nobody keeps up to date for a live one, and answer strangers from it.
         """
-        opening = asyncio.create_task(self._open())
-        try:
-            await asyncio.wait({opening, reader}, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                raise StreamLostError
-            return opening.result()
-        finally:
-            opening.cancel()
+        while True:
+            opening = asyncio.create_task(self._open())
+            try:
+                await asyncio.wait({opening, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if not opening.done():
+                    return None
+                fresh = opening.result()
+            except (StreamLostError, NoStreamsError):
+                return None
+            finally:
+                opening.cancel()
+            if self._pods.known() == fresh.known:
+                return fresh
+            # The old stream brought news meanwhile. The new one's server would never withdraw a pod that it wasn't told
+            # is held, nor send again what it believes is.
+            fresh.cancel()
 
     async def _read(self, stream: _Stream) -> None:
-        self._identities.apply(stream.hello)
+        self._identities.stream_opened(stream.hello, stream.asked_at)
         try:
             async for update in stream.updates:
                 self._identities.apply(update)

@@ -1,19 +1,20 @@
-"""Answers by one gRPC call for each question, as the conventional agent gets them; the server decides."""
+"""One gRPC call for each question, as the conventional agent asks; the server decides."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from grpc import aio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
+from kiam.agent.clock import Clock
 from kiam.agent.control.channel import ServerClient
 from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, understand
 from kiam.agent.core.failures import NotYetKnown, RequestFailure, ServerAway, empty_role
-from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.rendering import render_credentials
 from kiam.rpc import kiam_pb2
 
@@ -28,6 +29,17 @@ _LONGEST_RETRY = 0.5
 _WORTH_ASKING_AGAIN = (NotYetKnown, ServerAway)
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """The server's word on one question."""
+
+    body: bytes
+    asked_at: float
+    """When it was asked, by :meth:`kiam.agent.clock.Clock.now`."""
+    age: float | None
+    """Seconds before which the server's watch was last proved to be up to date; None: it doesn't say."""
+
+
 def _retry_after(metadata: Iterable[tuple[str, str | bytes]]) -> int | None:
     """Seconds our server asks to wait; None: it didn't say."""
     for key, value in metadata:
@@ -36,39 +48,31 @@ def _retry_after(metadata: Iterable[tuple[str, str | bytes]]) -> int | None:
     return None
 
 
-class UnaryIdentities:
-    """Implements :class:`kiam.agent.core.identities.PodIdentities` with GetPodRole, GetPodCredentials and GetHealth."""
+class UnaryCalls:
+    """GetPodRole, GetPodCredentials and GetHealth. Deadlines are in seconds of the event loop's clock.
 
-    def __init__(self, client: ServerClient) -> None:
+    All raise :class:`kiam.agent.core.failures.RequestFailure`.
+    """
+
+    def __init__(self, client: ServerClient, clock: Clock) -> None:
         self._client = client
+        self._clock = clock
 
-    def known_pod(self, address: str) -> KnownPod | None:
-        """Nothing is remembered."""
-
-    def role_now(self, address: str) -> bytes | None:
-        """Nothing is remembered."""
-
-    def credentials_now(self, address: str, role: str) -> bytes | None:
-        """Nothing is remembered: another call might be answered otherwise."""
-
-    def alone_since(self) -> float | None:
-        """Without the server nothing works at all; there is no being alone."""
-
-    async def role(self, address: str, deadline: float) -> bytes:
+    async def role(self, address: str, deadline: float) -> Word:
         """GetPodRole, asked again until the pod is known."""
         request = kiam_pb2.GetPodRoleRequest(ip=address)
-        role: kiam_pb2.Role = await self._call(lambda: self._client.stub.GetPodRole, request, deadline)
+        role: kiam_pb2.Role
+        role, asked_at = await self._call(lambda: self._client.stub.GetPodRole, request, deadline)
         if not role.name:
             raise empty_role()
-        return role.name.encode()
+        return Word(role.name.encode(), asked_at, _age(role))
 
-    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+    async def credentials(self, address: str, role: str, deadline: float) -> Word:
         """GetPodCredentials, asked again until the pod is known; "forbidden by policy" is final."""
         request = kiam_pb2.GetPodCredentialsRequest(ip=address, role=role)
-        credentials: kiam_pb2.Credentials = await self._call(
-            lambda: self._client.stub.GetPodCredentials, request, deadline
-        )
-        return render_credentials(credentials)
+        credentials: kiam_pb2.Credentials
+        credentials, asked_at = await self._call(lambda: self._client.stub.GetPodCredentials, request, deadline)
+        return Word(render_credentials(credentials), asked_at, _age(credentials))
 
     async def server_health(self, deadline: float) -> str:
         """GetHealth, once. A server that isn't ready says why as an error, or, up to version 5.0, as its message."""
@@ -83,7 +87,9 @@ class UnaryIdentities:
             raise self._understood(error) from None
         return status.message
 
-    async def _call(self, method: Callable[[], Callable[..., Awaitable[T]]], request: Any, deadline: float) -> T:
+    async def _call(
+        self, method: Callable[[], Callable[..., Awaitable[T]]], request: Any, deadline: float
+    ) -> tuple[T, float]:
         try:
             return await self._once(method(), request, deadline)
         except _WORTH_ASKING_AGAIN:
@@ -93,7 +99,7 @@ class UnaryIdentities:
         def out_of_time(state: RetryCallState) -> bool:
             return loop.time() + state.upcoming_sleep >= deadline
 
-        async def attempt() -> T:
+        async def attempt() -> tuple[T, float]:
             # The method is taken anew each time: the certificates may have been replaced meanwhile.
             return await self._once(method(), request, deadline)
 
@@ -106,11 +112,13 @@ class UnaryIdentities:
         )
         return await retrying(attempt)
 
-    async def _once(self, method: Callable[..., Awaitable[T]], request: Any, deadline: float) -> T:
+    async def _once(self, method: Callable[..., Awaitable[T]], request: Any, deadline: float) -> tuple[T, float]:
+        """The answer, and when it was asked for."""
         left = deadline - asyncio.get_running_loop().time()
+        asked_at = self._clock.now()
         try:
             # wait_for_ready: a server that isn't there yet is waited for, and asked the moment it is.
-            return await method(request, timeout=max(left, 0.001), wait_for_ready=True)
+            return await method(request, timeout=max(left, 0.001), wait_for_ready=True), asked_at
         except aio.AioRpcError as error:
             raise self._understood(error) from None
 
@@ -120,3 +128,7 @@ class UnaryIdentities:
         )
         log.debug("server: %s %s: %s", error.code().name, error.details(), failure)
         return failure
+
+
+def _age(answer: kiam_pb2.Role | kiam_pb2.Credentials) -> float | None:
+    return answer.watch_age_milliseconds / 1000 if answer.HasField("watch_age_milliseconds") else None

@@ -1,41 +1,21 @@
 """What the server pushed about this node: its pods, and their credentials ready to be sent.
 
-No I/O and no clock of its own. Everything that a request needs is worked out when an update comes in.
+No I/O and no clock. Everything that a request needs is worked out when an update comes in.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
-from time import time
 
 from kiam.addresses import canonical_address
 from kiam.agent.core.failures import CredentialsUnavailable, credentials_unavailable, empty_role, forbidden
 from kiam.agent.core.rendering import expiry, render_credentials
 from kiam.arns import resolve_role_arn
+from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What STS is asked for; shared by all pods that have the same."""
-
-    role_arn: str
-    session_name: str
-    external_id: str
-
-    @classmethod
-    def of(cls, message: kiam_pb2.Identity) -> Identity:
-        """From the wire."""
-        return cls(message.role_arn, message.session_name, message.external_id)
-
-    def message(self) -> kiam_pb2.Identity:
-        """To the wire."""
-        return kiam_pb2.Identity(role_arn=self.role_arn, session_name=self.session_name, external_id=self.external_id)
 
 
 class HeldCredentials:
@@ -69,8 +49,8 @@ class NodePod:
     imds_tokens: str = ""
 
 
-class NodeState:
-    """Pods by address, and who waits for a change at an address."""
+class PushedPods:
+    """The node's pods by UID and by address, and the credentials they may have."""
 
     def __init__(self) -> None:
         self.role_base_arn = ""
@@ -79,7 +59,8 @@ class NodeState:
         # All pods that claim an address; with more than one, none is believed.
         self._claims: dict[str, dict[str, NodePod]] = {}
         self._held: dict[Identity, HeldCredentials] = {}
-        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self.woken: set[str] = set()
+        """Addresses that something has changed for; whoever wakes those who wait there empties it."""
 
     # ---- questions
 
@@ -100,8 +81,10 @@ class NodeState:
             raise empty_role()
         return pod.role_body
 
-    def credentials_at(self, address: str, role: str) -> bytes | None:
+    def credentials_at(self, address: str, role: str, wall: float) -> bytes | None:
         """The credentials document for the pod at an address; None: not known yet, or not any more.
+
+        ``wall``: seconds since the epoch, which is what credentials' lifetimes are in.
 
         Raises NoRole, Forbidden (another role than the pod's own, or the policy's no) and CredentialsUnavailable.
         """
@@ -114,7 +97,7 @@ class NodeState:
         if not pod.allowed:
             raise forbidden()
         held = pod.held
-        if held.body and held.expires_at > time():
+        if held.body and held.expires_at > wall:
             return held.body
         if held.failure is not None:
             raise held.failure
@@ -130,28 +113,6 @@ class NodeState:
         ]
         return pods, credentials
 
-    def addresses(self) -> Iterable[str]:
-        """Every address that a pod claims."""
-        return self._claims.keys()
-
-    def change(self, address: str) -> asyncio.Future[None]:
-        """Done at the next change that concerns an address. Wait for it with ``asyncio.wait``: it is shared."""
-        waiting = self._waiting.get(address)
-        if waiting is None:
-            waiting = self._waiting[address] = asyncio.get_running_loop().create_future()
-        return waiting
-
-    def wake(self, addresses: Iterable[str]) -> None:
-        """Have those who wait for these addresses look again."""
-        for address in addresses:
-            waiting = self._waiting.pop(address, None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
-
-    def wake_all(self) -> None:
-        """Have everyone look again."""
-        self.wake(list(self._waiting))
-
     # ---- updates
 
     def apply(self, update: kiam_pb2.NodeUpdate) -> set[str]:
@@ -166,7 +127,8 @@ class NodeState:
         elif kind == "credentials_failed":
             self._put_failure(update.credentials_failed)
         elif kind == "hello":
-            self._set_base_arn(update.hello.role_base_arn)
+            # What requests are read with; the server's own ARNs of the pods' identities stay what decides.
+            self.role_base_arn = update.hello.role_base_arn
         return set()
 
     def clear(self) -> set[str]:
@@ -176,12 +138,8 @@ class NodeState:
         self._by_address.clear()
         self._claims.clear()
         self._held.clear()
-        self.wake(changed)
+        self.woken.update(changed)
         return changed
-
-    def _set_base_arn(self, base_arn: str) -> None:
-        # The server's own ARNs of the pods' identities stay what decides; this is for reading requests.
-        self.role_base_arn = base_arn
 
     def _put_pod(self, message: kiam_pb2.Pod) -> set[str]:
         changed = self._take_out(message.uid)
@@ -213,13 +171,13 @@ class NodeState:
             self._settle(address)
         changed.update(addresses)
         self._drop_unused()
-        self.wake(changed)
+        self.woken.update(changed)
         return changed
 
     def _withdraw(self, uid: str) -> set[str]:
         changed = self._take_out(uid)
         self._drop_unused()
-        self.wake(changed)
+        self.woken.update(changed)
         return changed
 
     def _take_out(self, uid: str) -> set[str]:
@@ -272,4 +230,4 @@ class NodeState:
 
     def _wake_users(self, held: HeldCredentials) -> None:
         for uid in held.users:
-            self.wake(self.pods[uid].addresses)
+            self.woken.update(self.pods[uid].addresses)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import parse_qs
 
+from kiam.addresses import canonical_address
 from kiam.agent.core.failures import Unparsable
 
 # Characters that stand for themselves in a path (RFC 3986, section 3.3: pchar), less ";", which some servers take for
@@ -123,12 +123,9 @@ def normalise_address(text: str) -> str:
     Raises Unparsable for anything else.
     """
     try:
-        address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
+        return canonical_address(text.partition("%")[0])
     except ValueError:
         raise Unparsable("that isn't an IP address") from None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return str(address)
 
 
 def query_value(query: str, name: str) -> str:

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
@@ -31,7 +31,7 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from kiam.agent.kernel.routes import Link, Route
+from kiam.agent.core.routes import Change, Link, LinkChange, NeighbourChange, PortChange, Route, RouteChange
 
 # linux/netlink.h and linux/rtnetlink.h
 _SOL_NETLINK = 270
@@ -47,42 +47,6 @@ _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 1 << 20
 _DATAGRAM = 1 << 16
 _TIMEOUT = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class LinkChange:
-    """A link appeared, changed or (``gone``) disappeared."""
-
-    link: Link
-    gone: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NeighbourChange:
-    """The link-layer address of an IP address; empty: not known any more."""
-
-    link: int
-    address: str
-    lladdr: str
-
-
-@dataclass(frozen=True, slots=True)
-class PortChange:
-    """The port on which a bridge saw a link-layer address; 0: aged away."""
-
-    bridge: int
-    lladdr: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class RouteChange:
-    """Some route to a network changed."""
-
-    network: IPv4Network | IPv6Network
-
-
-Change = LinkChange | NeighbourChange | PortChange | RouteChange
 
 
 class ChangesLostError(Exception):

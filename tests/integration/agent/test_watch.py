@@ -14,19 +14,20 @@ import pytest
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
-from kiam.agent.control import node_stream as watch
+from kiam.agent.clock import SystemClock
+from kiam.agent.control import node_stream
+from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
-from kiam.agent.control.unary import UnaryIdentities
-from kiam.agent.core.answers import Link, NodeIdentities
-from kiam.agent.core.pods import NodeState
+from kiam.agent.control.unary import UnaryCalls
+from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import ServerSettings
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls.certificates import Side
 from kiam.tls.reload import TLSReloader
 from tests.sandbox.pki import Pki, SecretVolume
-from tests.unit.agent.test_node import COMPLETE, Ways
-from tests.unit.agent.test_node_state import BASE, A, credentials, pod, withdrawn
+from tests.unit.agent.test_answers import COMPLETE, Kernel
+from tests.unit.agent.test_pods import BASE, A, credentials, pod, withdrawn
 
 HELLO = kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(node_name="node-1", role_base_arn=BASE))
 
@@ -72,7 +73,9 @@ class World:
     def __init__(self, pki: Pki, files: Any) -> None:
         self.pki, self.script, self.port = pki, Scripted(), 0
         self.files = files
-        self.state, self.ways = NodeState(), Ways()
+        self.clock, self.core = SystemClock(), NodeCore(outage_grace=60.0, confirm_after=0.05)
+        self.kernel = Kernel(self.core, self.clock)
+        self.kernel.plug(A)
 
     async def start_server(self) -> None:
         self.server = aio.server(options=[("grpc.so_reuseport", 0)])
@@ -91,10 +94,11 @@ class World:
         self.reloader = TLSReloader(self.files, Side.CLIENT)
         self.client = ServerClient(settings, self.reloader)
         node = NodeIdentities(
-            self.state, UnaryIdentities(self.client), self.ways, timedelta(minutes=1), AgentMetrics(CollectorRegistry())
+            self.core, UnaryCalls(self.client, self.clock), self.kernel, self.clock, AgentMetrics(CollectorRegistry())
         )
-        self.watch = watch.NodeWatch(self.client, self.state, node, "node-1", "10.0.0.100")
-        task = asyncio.create_task(self.watch.run())
+        self.kernel.heard = node.heard
+        self.follower = node_stream.StreamFollower(self.client, node, "node-1", "10.0.0.100")
+        task = asyncio.create_task(self.follower.run())
         try:
             yield node
         finally:
@@ -114,8 +118,8 @@ async def world(pki: Pki, tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_snapshot_and_changes_are_taken_in(world: World) -> None:
     async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
-        assert world.watch.settled.is_set()
+        await until(lambda: world.core.stream is Stream.LIVE)
+        assert world.follower.settled.is_set()
         assert node.credentials_now(A, "app") is not None
         request = world.script.requests[0]
         assert (request.node_name, request.host_ip) == ("node-1", "10.0.0.100")
@@ -125,93 +129,109 @@ async def test_snapshot_and_changes_are_taken_in(world: World) -> None:
 
 async def test_reconnect_says_what_is_held_and_gets_what_differs(world: World) -> None:
     async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
         world.script.snapshot = [HELLO, pod("u2", ("10.0.0.2",)), COMPLETE]
         world.script.updates.put_nowait(None)
-        await until(lambda: len(world.script.requests) == 2 and node.link is Link.LIVE)
+        await until(lambda: len(world.script.requests) == 2 and world.core.stream is Stream.LIVE)
         request = world.script.requests[1]
         assert [known.uid for known in request.known_pods] == ["u1"]
         assert [known.identity.role_arn for known in request.known_credentials] == [BASE + "app"]
-        await until(lambda: len(world.state.pods) == 2)
+        await until(lambda: len(world.core.pods.pods) == 2)
         assert node.credentials_now("10.0.0.2", "app") is not None
 
 
 async def test_killed_server_is_noticed_and_its_return_too(world: World) -> None:
     async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
         await world.server.stop(None)
-        await until(lambda: node.link is Link.ALONE)
+        await until(lambda: world.core.stream is Stream.AWAY)
         assert node.credentials_now(A, "app") is not None
         await world.start_server()
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
 
 
 async def test_conventional_server_is_asked_again_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(node_stream, "_LOOK_AGAIN_SECONDS", 0.05)
     world.script.unimplemented = True
-    async with world.agent() as node:
+    async with world.agent():
         await until(lambda: len(world.script.requests) >= 2)
-        assert node.link is Link.NONE
-        assert world.watch.settled.is_set()
+        assert world.core.stream is Stream.NONE
+        assert world.follower.settled.is_set()
         world.script.unimplemented = False
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
         # Back to a conventional one: nothing that is no longer kept up to date is remembered.
         world.script.unimplemented = True
         world.script.updates.put_nowait(None)
-        await until(lambda: node.link is Link.NONE)
-        assert world.state.pods == {}
+        await until(lambda: world.core.stream is Stream.NONE)
+        assert world.core.pods.pods == {}
 
 
 async def test_new_certificates_open_a_new_stream_before_the_old_one_goes(world: World) -> None:
-    async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+    async with world.agent():
+        await until(lambda: world.core.stream is Stream.LIVE)
         world.client.swap()
         await until(lambda: len(world.script.requests) == 2 and world.script.open == 1)
-        assert node.link is Link.LIVE
+        assert world.core.stream is Stream.LIVE
         world.script.updates.put_nowait(withdrawn())
-        await until(lambda: world.state.pods == {})
+        await until(lambda: world.core.pods.pods == {})
 
 
 async def test_stream_that_ends_while_a_new_one_is_opened_leaves_the_agent_alone(world: World) -> None:
-    async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+    async with world.agent():
+        await until(lambda: world.core.stream is Stream.LIVE)
         world.script.answers.clear()
         world.client.swap()
         await until(lambda: len(world.script.requests) == 2)
         world.script.updates.put_nowait(None)
-        await until(lambda: node.link is Link.ALONE)
+        await until(lambda: world.core.stream is Stream.AWAY)
         world.script.answers.set()
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
 
 
 async def test_pod_pushed_while_a_new_stream_is_opened_is_not_kept_for_ever(world: World) -> None:
     """The new stream's server wasn't told of it, so it would never withdraw it."""
-    async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+    async with world.agent():
+        await until(lambda: world.core.stream is Stream.LIVE)
         world.script.answers.clear()
         world.client.swap()
         await until(lambda: len(world.script.requests) == 2)
         world.script.updates.put_nowait(pod("u2", ("10.0.0.2",)))
-        await until(lambda: "u2" in world.state.pods)
+        await until(lambda: "u2" in world.core.pods.pods)
         world.script.answers.set()
         await until(lambda: len(world.script.requests) == 3 and world.script.open == 1)
         assert [known.uid for known in world.script.requests[2].known_pods] == ["u1", "u2"]
-        assert node.link is Link.LIVE
+        assert world.core.stream is Stream.LIVE
 
 
-async def test_changed_way_asks_the_server_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NodeIdentities, "confirm_after", 0.05)
+async def test_changed_route_asks_the_server_anew(world: World) -> None:
     async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
-        world.ways.bound.discard(A)
-        node.way_changed(A)
+        await until(lambda: world.core.stream is Stream.LIVE)
+        world.kernel.unplug(A)
+        world.kernel.plug(A)
         assert node.credentials_now(A, "app") is None
         await until(lambda: node.credentials_now(A, "app") is not None)
         assert len(world.script.requests) == 2
-        assert A in world.ways.bound
+        assert world.core.addresses.is_bound(A)
 
 
-async def test_second_changed_way_is_waited_for_without_spinning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_is_cut_off_is_asked_until_its_word_is_new_enough(world: World) -> None:
+    stale = kiam_pb2.NodeUpdate()
+    stale.CopyFrom(HELLO)
+    stale.hello.watch_age_milliseconds = 3_600_000
+    async with world.agent() as node:
+        await until(lambda: world.core.stream is Stream.LIVE)
+        world.script.snapshot = [stale, pod(), credentials(), COMPLETE]
+        world.kernel.unplug(A)
+        world.kernel.plug(A)
+        await until(lambda: len(world.script.requests) >= 3)
+        assert node.credentials_now(A, "app") is None
+        world.script.snapshot = [HELLO, pod(), credentials(), COMPLETE]
+        await until(lambda: node.credentials_now(A, "app") is not None)
+
+
+async def test_second_changed_route_is_waited_for_without_spinning(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pod that makes interfaces come and go would keep the agent's processor busy."""
     rounds = 0
     wait = asyncio.wait
@@ -221,20 +241,25 @@ async def test_second_changed_way_is_waited_for_without_spinning(world: World, m
         rounds += 1
         return await wait(*arguments, **options)
 
+    world.kernel.plug("10.0.0.2")
+    world.script.snapshot = [HELLO, pod(), pod("u2", ("10.0.0.2",)), credentials(), COMPLETE]
     async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
         monkeypatch.setattr(asyncio, "wait", counted)
-        node.way_changed(A)
-        await until(lambda: not node.suspected.is_set())
-        node.way_changed("10.0.0.2")
+        for address in (A, "10.0.0.2"):
+            world.kernel.unplug(address)
+        world.script.answers.clear()
         await until(lambda: len(world.script.requests) == 2)
+        world.kernel.plug("10.0.0.2")
+        world.script.answers.set()
+        await until(lambda: node.credentials_now("10.0.0.2", "app") is not None)
         assert rounds < 20
 
 
 async def test_pushed_credentials_are_served_within_milliseconds_not_at_a_tick(world: World) -> None:
     world.script.snapshot = [HELLO, COMPLETE]
     async with world.agent() as node:
-        await until(lambda: node.link is Link.LIVE)
+        await until(lambda: world.core.stream is Stream.LIVE)
         deadline = asyncio.get_running_loop().time() + 5
         asking = asyncio.create_task(node.credentials(A, "app", deadline))
         await asyncio.sleep(0)

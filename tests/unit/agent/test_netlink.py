@@ -10,7 +10,8 @@ from pyroute2.netlink.rtnl import RTM_DELNEIGH, RTM_NEWNEIGH
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from kiam.agent.kernel.rtnetlink import NeighbourChange, PortChange, _changes
+from kiam.agent.core.routes import NeighbourChange, PortChange
+from kiam.agent.kernel.rtnetlink import _changes
 
 MAC = "0a:58:0a:2a:00:0b"
 

@@ -1,0 +1,275 @@
+"""Answering requests: from memory where it may speak, else by waiting for the stream and asking the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+from kiam.agent.clock import Clock
+from kiam.agent.control.unary import Word
+from kiam.agent.core.failures import Forbidden, NotYetKnown, RequestFailure, ServerAway
+from kiam.agent.core.identities import KnownPod
+from kiam.agent.core.node import NodeCore, Stream
+from kiam.agent.core.routes import Route
+from kiam.agent.metrics import AgentMetrics
+from kiam.rpc import kiam_pb2
+
+log = logging.getLogger(__name__)
+
+_MOST_REPORTS = 16
+"""Refusals that are told to the server at the same time; what is more goes untold."""
+_REPORT_EVERY = 1.0
+"""Seconds between two such reports about one address."""
+_REPORT_SECONDS = 5.0
+_ASK_AGAIN_AFTER = 0.2
+"""Seconds until the server is asked again after an answer that couldn't be believed yet."""
+
+
+class Server(Protocol):
+    """The part of :class:`kiam.agent.control.unary.UnaryCalls` that is needed here."""
+
+    async def role(self, address: str, deadline: float) -> Word:
+        """The role of the pod at an address."""
+
+    async def credentials(self, address: str, role: str, deadline: float) -> Word:
+        """Credentials of a role for the pod at an address."""
+
+    async def server_health(self, deadline: float) -> str:
+        """What the server says of itself."""
+
+
+class Kernel(Protocol):
+    """The part of :class:`kiam.agent.kernel.watcher.KernelWatcher` that is needed here."""
+
+    def catch_up(self) -> None:
+        """Hear what the kernel has told so far."""
+
+    def settle(self) -> None:
+        """Ask the kernel what the core wants to know."""
+
+    def route_to(self, address: str) -> Route | None:
+        """The routing table's entry for an address."""
+
+
+class NodeIdentities:
+    """Implements :class:`kiam.agent.core.identities.PodIdentities`; drives the core for requests and the stream."""
+
+    def __init__(self, core: NodeCore, unary: Server, kernel: Kernel, clock: Clock, metrics: AgentMetrics) -> None:
+        self.core = core
+        self._unary = unary
+        self._kernel = kernel
+        self._clock = clock
+        self._metrics = metrics
+        self._away_since = 0.0
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._reported: dict[str, float] = {}
+        self._reports: set[asyncio.Task[None]] = set()
+        self._heard = asyncio.Event()
+        metrics.watch_memory(self._away_seconds, lambda: float(len(core.pods.pods)))
+
+    # ---- told by the stream
+
+    def asked(self) -> float:
+        """A stream is being asked for; when that is, for :meth:`stream_opened`."""
+        now = self._clock.now()
+        self.core.asked(now)
+        return now
+
+    def stream_opened(self, hello: kiam_pb2.NodeUpdate, asked_at: float) -> None:
+        """The stream that is read from now on."""
+        self.core.stream_opened(hello, asked_at)
+
+    def apply(self, update: kiam_pb2.NodeUpdate) -> None:
+        """Take in one update of the stream."""
+        # First what the kernel has told before it: an address may have changed hands.
+        self._kernel.catch_up()
+        self.core.apply(update, self._clock.now())
+        self._kernel.settle()
+        self.heard()
+
+    def stream_lost(self) -> None:
+        """The stream broke."""
+        if self.core.stream is Stream.LIVE:
+            self._away_since = self._clock.wall()
+        self.core.stream_lost(self._clock.now())
+        self.heard()
+
+    def no_stream(self) -> None:
+        """The server has no streams."""
+        self.core.no_stream(self._clock.now())
+        self.heard()
+
+    def heard(self) -> None:
+        """The core has heard something: wake whom it concerns, and let :meth:`wait_to_ask` look again."""
+        self._metrics.bindings_dropped.inc(self.core.addresses.take_dropped())
+        everybody, addresses = self.core.take_woken()
+        self._wake(list(self._waiting) if everybody else addresses)
+        self._heard.set()
+
+    async def wait_to_ask(self) -> None:
+        """Return when the server is to be asked anew by another stream."""
+        while True:
+            self._heard.clear()
+            due = self.core.ask_at()
+            left = None if due is None else due - self._clock.now()
+            if left is not None and left <= 0:
+                return
+            try:
+                async with asyncio.timeout(left):
+                    await self._heard.wait()
+            except TimeoutError:
+                continue
+
+    # ---- asked by the handlers
+
+    def known_pod(self, address: str) -> KnownPod | None:
+        """The pod at an address, if memory may answer for it."""
+        self._catch_up()
+        pod = self.core.pod(address, self._clock.now())
+        return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role, pod.imds_tokens)
+
+    def role_now(self, address: str) -> bytes | None:
+        """From memory, if it may answer."""
+        self._catch_up()
+        return self._count(self.core.role(address, self._clock.now()))
+
+    def credentials_now(self, address: str, role: str) -> bytes | None:
+        """From memory, if it may answer."""
+        self._catch_up()
+        try:
+            return self._count(self.core.credentials(address, role, self._clock.now(), self._clock.wall()))
+        except Forbidden:
+            self._report(address, role)
+            raise
+
+    async def role(self, address: str, deadline: float) -> bytes:
+        """From memory as soon as it knows, or from the server."""
+        return await self._wait(
+            address, deadline, lambda: self.role_now(address), lambda: self._unary.role(address, deadline)
+        )
+
+    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+        """From memory as soon as it knows, or from the server."""
+        return await self._wait(
+            address,
+            deadline,
+            lambda: self.credentials_now(address, role),
+            lambda: self._unary.credentials(address, role, deadline),
+        )
+
+    async def server_health(self, deadline: float) -> str:
+        """The server's own word."""
+        return await self._unary.server_health(deadline)
+
+    def alone_since(self) -> float | None:
+        """When the stream broke that hasn't come back."""
+        return self._away_since if self.core.stream is Stream.AWAY else None
+
+    def _catch_up(self) -> None:
+        # Which attack: the address changed hands this very moment, and its new owner's request is read before the
+        # kernel's news. It also covers the seconds in which a dead server still looks alive.
+        if self.core.stream is not Stream.NONE:
+            self._kernel.catch_up()
+
+    def _count(self, body: bytes | None) -> bytes | None:
+        if body is not None and self.core.stream is Stream.AWAY:
+            self._metrics.outage_answers.inc()
+        return body
+
+    async def _wait(
+        self,
+        address: str,
+        deadline: float,
+        remembered: Callable[[], bytes | None],
+        ask_server: Callable[[], Awaitable[Word]],
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        asking: asyncio.Future[Word] | None = None
+        ask_from = 0.0
+        try:
+            while True:
+                # Taken before looking, so that no change falls in between.
+                change = self._change(address)
+                body = remembered()
+                if body is not None:
+                    return body
+                now = loop.time()
+                if asking is None and now >= ask_from and self.core.should_ask(address):
+                    asking = asyncio.ensure_future(ask_server())
+                if asking is None and now >= deadline:
+                    raise self.core.why_not(address)
+                # A call knows the deadline itself, and says why nothing came of it.
+                until = None if asking else min(deadline, ask_from) if ask_from > now else deadline
+                awaited: set[asyncio.Future[None] | asyncio.Future[Word]] = {change, asking} if asking else {change}
+                timeout = None if until is None else until - now
+                await asyncio.wait(awaited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if asking is None or not asking.done():
+                    continue
+                word, asking = self._result(address, asking), None
+                if self._believes(address, word):
+                    return word.body
+                ask_from = loop.time() + _ASK_AGAIN_AFTER
+        finally:
+            if asking is not None:
+                asking.cancel()
+            # Which attack: a pod that makes up source addresses would leave something to wait for at each. Others who
+            # wait there look again, and go on waiting.
+            self._wake((address,))
+
+    def _result(self, address: str, asking: asyncio.Future[Word]) -> Word:
+        try:
+            return asking.result()
+        except (NotYetKnown, ServerAway):
+            if self.core.stream is Stream.LIVE and self.core.pods.pod_at(address) is not None:
+                # The stream knows better what is missing.
+                raise self.core.why_not(address) from None
+            raise
+
+    def _believes(self, address: str, word: Word) -> bool:
+        # Which attack: as in _catch_up, and that the server which was asked is itself cut off from the news.
+        self._kernel.catch_up()
+        return self.core.vouches(address, self._kernel.route_to(address), word.asked_at, word.age)
+
+    # ---- those who wait
+
+    def _change(self, address: str) -> asyncio.Future[None]:
+        """Done at the next change that concerns an address. Wait for it with ``asyncio.wait``: it is shared."""
+        waiting = self._waiting.get(address)
+        if waiting is None:
+            waiting = self._waiting[address] = asyncio.get_running_loop().create_future()
+        return waiting
+
+    def _wake(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            waiting = self._waiting.pop(address, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    # ---- telling the server of refusals
+
+    def _report(self, address: str, role: str) -> None:
+        """Let the server see a request that was refused here, so that it writes the pod's Event as it always does."""
+        now = asyncio.get_running_loop().time()
+        if (
+            self.core.stream is not Stream.LIVE
+            or len(self._reports) >= _MOST_REPORTS
+            or now - self._reported.get(address, -_REPORT_EVERY) < _REPORT_EVERY
+        ):
+            return
+        if len(self._reported) > 4096:
+            self._reported.clear()
+        self._reported[address] = now
+        task = asyncio.create_task(self._tell(address, role, now + _REPORT_SECONDS))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _tell(self, address: str, role: str, deadline: float) -> None:
+        try:
+            await self._unary.credentials(address, role, deadline)
+        except RequestFailure as failure:
+            log.debug("the server says of a refused request: %s", failure)
+
+    def _away_seconds(self) -> float:
+        return self._clock.wall() - self._away_since if self.core.stream is Stream.AWAY else 0.0

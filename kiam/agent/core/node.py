@@ -1,0 +1,184 @@
+"""Who is believed to be at an address, and what the answer is: a state machine without I/O and without a clock.
+
+Inputs are the server's updates, the kernel's changes, requests, and what time it is. Outputs are answers (or "ask the
+server", "wait"), when to ask the server anew (:meth:`NodeCore.ask_at`), which routes to look up and which addresses to
+resolve (:attr:`NodeCore.addresses`), and who is to look again (:meth:`NodeCore.take_woken`). The drivers are
+:mod:`kiam.agent.control.answers` (requests), :mod:`kiam.agent.control.node_stream` (the server) and
+:mod:`kiam.agent.kernel.watcher` (the kernel).
+
+``now`` is in seconds of a monotonic clock that goes on while the machine is suspended, ``wall`` in seconds since the
+epoch.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+
+from kiam.agent.core.addresses import CONFIRM_AFTER, Addresses
+from kiam.agent.core.failures import RequestFailure, credentials_unavailable, not_yet_known, several_pods
+from kiam.agent.core.pods import NodePod, PushedPods
+from kiam.agent.core.routes import Route
+from kiam.rpc import kiam_pb2
+
+log = logging.getLogger(__name__)
+
+
+class Stream(enum.Enum):
+    """How things stand with the server's stream."""
+
+    NONE = "none"
+    """No stream yet, or a server that has none: unary calls."""
+    LIVE = "live"
+    """The snapshot is complete and changes come in."""
+    AWAY = "away"
+    """There was a stream; memory answers for pods whose route the kernel says is unchanged."""
+
+
+class NodeCore:
+    """One node's pods, as far as the server and the kernel have spoken.
+
+    - Stream live: memory answers; who isn't pushed is waited for, and the server is asked by unary call meanwhile.
+    - Server away: memory answers for a pod that is *bound* (the kernel's route to its address is the one it had when
+      the server last spoke) and whose credentials are good, for at most the outage grace. All others are strangers.
+    - A server without streams: unary calls, and nothing is remembered.
+    """
+
+    def __init__(self, outage_grace: float, confirm_after: float = CONFIRM_AFTER) -> None:
+        """``outage_grace``: seconds for which memory answers while the server is away."""
+        self.pods = PushedPods()
+        self.addresses = Addresses(confirm_after)
+        self.stream = Stream.NONE
+        self._grace = outage_grace
+        self._away_until = 0.0
+        self._everybody_woken = False
+        # Of the stream that is read: when it was asked for, the age of what its server knew then, and whether its
+        # snapshot is under way.
+        self._asked_at = 0.0
+        self._age = 0.0
+        self._in_snapshot = False
+        self._last_asked = 0.0
+
+    # ---- told by the server's stream
+
+    def asked(self, now: float) -> None:
+        """A stream is being asked for."""
+        self._last_asked = now
+
+    def stream_opened(self, hello: kiam_pb2.NodeUpdate, asked_at: float) -> None:
+        """The first update of the stream that is read from now on, which was asked for then."""
+        self._asked_at = asked_at
+        self._age = _age(hello.hello)
+        self._in_snapshot = True
+        self.pods.apply(hello)
+
+    def apply(self, update: kiam_pb2.NodeUpdate, now: float) -> None:
+        """Take in one further update of the stream."""
+        if update.HasField("snapshot_complete"):
+            self._complete(update.snapshot_complete)
+            return
+        word_at = self._asked_at - self._age if self._in_snapshot else now - _age(update)
+        for address in self.pods.apply(update):
+            pod = self.pods.pod_at(address)
+            if pod is not None:
+                self.addresses.assign(address, pod.uid, word_at)
+            elif not self.pods.is_shared(address):
+                self.addresses.release(address, now)
+
+    def stream_lost(self, now: float) -> None:
+        """The stream broke."""
+        self._in_snapshot = False
+        if self.stream is Stream.LIVE:
+            self.stream = Stream.AWAY
+            self._away_until = now + self._grace
+            log.warning(
+                "the server is away: %d pods are answered from memory for up to %g s", len(self.pods.pods), self._grace
+            )
+            self._everybody_woken = True
+
+    def no_stream(self, now: float) -> None:
+        """The server has no streams: what an earlier one pushed is not kept up to date any more."""
+        self.stream = Stream.NONE
+        for address in self.pods.clear():
+            self.addresses.release(address, now)
+        self._everybody_woken = True
+
+    def ask_at(self) -> float | None:
+        """When the server is to be asked anew, by a stream beside the one that is read; None: no need."""
+        if self.stream is not Stream.LIVE or self._in_snapshot:
+            return None
+        return self.addresses.ask_at(self._last_asked)
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether the server keeps us informed, or is about to: its pods may be bound to their routes."""
+        return self.stream is Stream.LIVE or self._in_snapshot
+
+    def take_woken(self) -> tuple[bool, set[str]]:
+        """Whose requests are to be looked at again: everybody's, or those at these addresses."""
+        everybody, self._everybody_woken = self._everybody_woken, False
+        woken, self.pods.woken = self.pods.woken, set()
+        return everybody, woken
+
+    def _complete(self, marker: kiam_pb2.SnapshotComplete) -> None:
+        if self.stream is not Stream.LIVE:
+            log.info("the server's picture of this node is complete: %d pods", len(self.pods.pods))
+        self.stream = Stream.LIVE
+        self._in_snapshot = False
+        self.addresses.confirm(self._asked_at, max(self._age, _age(marker)))
+        # Those that waited under the old circumstances look again.
+        self._everybody_woken = True
+
+    # ---- asked by requests; the kernel has been heard before
+
+    def pod(self, address: str, now: float) -> NodePod | None:
+        """The pod at an address; None: memory may not say."""
+        return self.pods.pod_at(address) if self._may_answer(address, now) else None
+
+    def role(self, address: str, now: float) -> bytes | None:
+        """The pod's role, exactly as annotated; None: memory may not answer. Raises NoRole."""
+        return self.pods.role_at(address) if self._may_answer(address, now) else None
+
+    def credentials(self, address: str, role: str, now: float, wall: float) -> bytes | None:
+        """The credentials document; None: memory may not answer. Raises as :meth:`PushedPods.credentials_at`."""
+        return self.pods.credentials_at(address, role, wall) if self._may_answer(address, now) else None
+
+    def should_ask(self, address: str) -> bool:
+        """Whether the server is to be asked by unary call about a request that memory doesn't answer.
+
+        Where an address is suspect, or several pods claim it, the stream's next word decides and is waited for. But an
+        address that the stream doesn't know may be known to the server all the same (an agent that goes by another
+        address than ``status.hostIP``), and credentials that are missing or have expired are a call away.
+        """
+        if self.stream is not Stream.LIVE:
+            return True
+        return not self.addresses.is_suspect(address) and not self.pods.is_shared(address)
+
+    def vouches(self, address: str, route: Route | None, asked_at: float, age: float | None) -> bool:
+        """Whether the answer of a unary call about an address may be given to who asks there.
+
+        ``asked_at``: when the call was made; ``age``: of what the server knew, in seconds, if it says so.
+        """
+        return self.addresses.vouches(address, route, asked_at, age)
+
+    def why_not(self, address: str) -> RequestFailure:
+        """What a request is told that has waited in vain."""
+        if self.pods.is_shared(address):
+            return several_pods()
+        if self.pods.pod_at(address) is not None and not self.addresses.is_suspect(address):
+            return credentials_unavailable("")
+        return not_yet_known()
+
+    def _may_answer(self, address: str, now: float) -> bool:
+        """Whether memory may speak for an address.
+
+        Which attack: a pod that got the address of another one while nobody could tell us would get its credentials.
+        """
+        if self.stream is Stream.LIVE:
+            return not self.addresses.is_suspect(address)
+        return self.stream is Stream.AWAY and now < self._away_until and self.addresses.is_bound(address)
+
+
+def _age(message: kiam_pb2.Hello | kiam_pb2.SnapshotComplete | kiam_pb2.NodeUpdate) -> float:
+    """Seconds; 0 of a server that doesn't say: its word is taken as it comes."""
+    return message.watch_age_milliseconds / 1000 if message.HasField("watch_age_milliseconds") else 0.0

@@ -1,0 +1,419 @@
+"""When memory may answer, when the server is asked, and who waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import time
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from kiam.agent.clock import Clock
+from kiam.agent.control.answers import NodeIdentities
+from kiam.agent.control.unary import Word
+from kiam.agent.core.failures import CredentialsUnavailable, Forbidden, NotYetKnown, RequestFailure, ServerAway
+from kiam.agent.core.identities import KnownPod
+from kiam.agent.core.node import NodeCore, Stream
+from kiam.agent.core.routes import Link, LinkChange, Route
+from kiam.agent.metrics import AgentMetrics
+from kiam.rpc import kiam_pb2
+from tests.unit.agent.test_pods import BASE, A, B, credentials, failed, pod, withdrawn
+
+HELLO = kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(node_name="node-1", role_base_arn=BASE))
+COMPLETE = kiam_pb2.NodeUpdate(snapshot_complete=kiam_pb2.SnapshotComplete())
+
+
+class ManualClock:
+    """Goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.at, self.offset = 1000.0, time() - 1000.0
+
+    def now(self) -> float:
+        return self.at
+
+    def wall(self) -> float:
+        return self.at + self.offset
+
+
+class Kernel:
+    """One interface for each address, in rtnetlink's place."""
+
+    def __init__(self, core: NodeCore, clock: Clock) -> None:
+        self._core, self._clock = core, clock
+        self.routes: dict[str, int] = {}
+        self._links = 10
+        self.caught_up = 0
+        core.addresses.kernel_is([], clock.now(), is_first=True)
+        self.heard: Callable[[], None] = lambda: None
+
+    def plug(self, address: str) -> None:
+        self._links += 1
+        self.routes[address] = self._links
+        self._tell(LinkChange(Link(self._links, "veth", 0), gone=False))
+
+    def unplug(self, address: str) -> None:
+        self._tell(LinkChange(Link(self.routes.pop(address), "veth", 0), gone=True))
+
+    def _tell(self, change: LinkChange) -> None:
+        self._core.addresses.kernel_changed(change, self._clock.now())
+        self.settle()
+        self.heard()
+
+    def catch_up(self) -> None:
+        self.caught_up += 1
+
+    def settle(self) -> None:
+        addresses = self._core.addresses
+        while (address := addresses.next_look_up()) is not None:
+            route = self.route_to(address)
+            addresses.route_is(address, route, self._clock.now(), is_informed=self._core.is_informed)
+
+    def route_to(self, address: str) -> Route | None:
+        link = self.routes.get(address)
+        return None if link is None else Route(link, 32, via_gateway=False, is_unicast=True)
+
+
+class Server:
+    """Answers unary calls, and counts them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.asked: list[tuple[str, str]] = []
+        self.age: float | None = None
+        self.failure: RequestFailure | None = None
+        self.answers = asyncio.Event()
+        """Unset: calls are held."""
+        self.answers.set()
+
+    async def role(self, address: str, deadline: float) -> Word:
+        return await self._answer(address, "", b"from-server")
+
+    async def credentials(self, address: str, role: str, deadline: float) -> Word:
+        return await self._answer(address, role, b"{from-server}\n")
+
+    async def _answer(self, address: str, role: str, body: bytes) -> Word:
+        asked_at = self._clock.now()
+        self.asked.append((address, role))
+        await self.answers.wait()
+        if self.failure is not None:
+            raise self.failure
+        return Word(body, asked_at, self.age)
+
+    async def server_health(self, deadline: float) -> str:
+        return "ok"
+
+
+class Agent:
+    """An agent without I/O: its server's stream, kernel and clock are the test's."""
+
+    def __init__(self, grace: float = 900.0) -> None:
+        self.clock, self.registry = ManualClock(), CollectorRegistry()
+        self.server = Server(self.clock)
+        self.core = NodeCore(grace)
+        self.kernel = Kernel(self.core, self.clock)
+        for address in (A, B):
+            self.kernel.plug(address)
+        self.node = NodeIdentities(self.core, self.server, self.kernel, self.clock, AgentMetrics(self.registry))
+        self.kernel.heard = self.node.heard
+
+    def open(self, hello: kiam_pb2.NodeUpdate = HELLO) -> Agent:
+        self.node.stream_opened(hello, self.node.asked())
+        return self
+
+    def push(self, *updates: kiam_pb2.NodeUpdate) -> Agent:
+        for update in updates:
+            self.node.apply(update)
+        return self
+
+    async def ask(self, address: str = A, role: str = "app", seconds: float = 5.0) -> bytes:
+        deadline = asyncio.get_running_loop().time() + seconds
+        answer = self.node.credentials_now(address, role)
+        return answer if answer is not None else await self.node.credentials(address, role, deadline)
+
+
+def live(*updates: kiam_pb2.NodeUpdate) -> Agent:
+    return Agent().open().push(*updates, COMPLETE)
+
+
+async def waits(asking: asyncio.Future[bytes]) -> bool:
+    """Whether a request still waits once everybody has had a turn."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return not asking.done()
+
+
+async def test_before_the_snapshot_is_complete_the_server_is_asked() -> None:
+    agent = Agent().open().push(pod(), credentials())
+    assert await agent.ask() == b"{from-server}\n"
+
+
+async def test_live_stream_answers_without_a_call() -> None:
+    agent = live(pod(), credentials())
+    assert b"ASIA1" in await agent.ask()
+    assert agent.server.asked == []
+    assert agent.kernel.caught_up
+
+
+async def test_known_pod_is_who_memory_believes() -> None:
+    agent = live(pod(), credentials())
+    assert agent.node.known_pod(A) == KnownPod("u1", "default", "u1", "app")
+    assert agent.node.known_pod(B) is None
+    agent.kernel.unplug(A)
+    assert agent.node.known_pod(A) is None
+
+
+async def test_who_is_not_pushed_yet_is_answered_when_it_is() -> None:
+    agent = live()
+    agent.server.answers.clear()
+    asking = asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    agent.push(pod())
+    assert await waits(asking)
+    agent.push(credentials())
+    assert b"ASIA1" in await asking
+    assert agent.server.asked == [(A, "app")]
+
+
+async def test_who_the_stream_does_not_know_is_answered_by_the_server() -> None:
+    """An agent that goes by another address than its pods' ``status.hostIP``."""
+    agent = live()
+    assert await agent.ask() == b"{from-server}\n"
+    assert await agent.node.role(A, asyncio.get_running_loop().time() + 5) == b"from-server"
+
+
+async def test_who_nobody_knows_hears_so() -> None:
+    agent = live()
+    agent.server.failure = NotYetKnown("no")
+    with pytest.raises(NotYetKnown):
+        await agent.ask()
+
+
+async def test_expired_credentials_of_a_known_pod_are_a_call_away() -> None:
+    agent = live(pod(), credentials(minutes=15))
+    agent.clock.offset += 1200
+    assert await agent.ask() == b"{from-server}\n"
+    agent.push(credentials(minutes=40, key="ASIA2"))
+    assert b"ASIA2" in await agent.ask()
+    assert len(agent.server.asked) == 1
+
+
+@pytest.mark.parametrize("failure", [NotYetKnown("no"), ServerAway("away")])
+async def test_known_pod_without_credentials_hears_that_aws_is_waited_for(failure: RequestFailure) -> None:
+    agent = live(pod())
+    agent.server.failure = failure
+    with pytest.raises(CredentialsUnavailable, match="no credentials from AWS yet"):
+        await agent.ask()
+
+
+async def test_what_aws_said_is_told_at_once() -> None:
+    agent = live(pod(), failed())
+    with pytest.raises(CredentialsUnavailable, match="AccessDenied"):
+        await agent.ask()
+    assert agent.server.asked == []
+
+
+async def test_answer_older_than_the_pods_interface_is_not_given() -> None:
+    agent = live()
+    agent.server.age = 30.0
+    agent.kernel.plug(A)
+    asking = asyncio.create_task(agent.ask())
+    while len(agent.server.asked) < 2:  # noqa: ASYNC110  # nothing signals that a call is repeated
+        await asyncio.sleep(0.01)
+    assert not asking.done()
+    agent.server.age = 0.0
+    agent.clock.at += 1.0
+    assert await asking == b"{from-server}\n"
+
+
+async def test_call_made_before_the_address_changed_hands_answers_nobody() -> None:
+    agent = live(pod())
+    agent.server.answers.clear()
+    asking = asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    agent.kernel.unplug(A)
+    agent.kernel.plug(A)
+    agent.server.answers.set()
+    assert await waits(asking)
+    agent.push(withdrawn(), pod("u2", (A,), role="other"))
+    with pytest.raises(Forbidden):
+        await asking
+
+
+async def test_requests_leave_nothing_behind() -> None:
+    agent = Agent()
+    await agent.ask("10.9.9.1")
+    agent.open().push(COMPLETE)
+    agent.server.answers.clear()
+    hung_up = asyncio.create_task(agent.ask("10.9.9.3"))
+    assert await waits(hung_up)
+    hung_up.cancel()
+    await asyncio.wait({hung_up})
+    assert not agent.node._waiting
+
+
+async def test_one_who_gives_up_does_not_stop_another_from_waiting() -> None:
+    agent = live()
+    agent.server.answers.clear()
+    asking, impatient = asyncio.create_task(agent.ask()), asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    impatient.cancel()
+    assert await waits(asking)
+    agent.push(pod(), credentials())
+    assert b"ASIA1" in await asking
+
+
+async def test_address_of_two_pods_waits_until_it_is_one_pods() -> None:
+    agent = live(pod("u1"), pod("u2"), credentials())
+    asking = asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    assert agent.server.asked == []
+    agent.push(withdrawn("u2"))
+    assert b"ASIA1" in await asking
+
+
+async def test_address_of_two_pods_hears_so_at_the_deadline() -> None:
+    with pytest.raises(NotYetKnown, match="yours alone"):
+        await live(pod("u1"), pod("u2"), credentials()).ask(seconds=0.01)
+
+
+async def test_alone_answers_bound_pods_only() -> None:
+    agent = live(pod("u1", (A,)), pod("u2", (B,)), credentials())
+    agent.node.stream_lost()
+    agent.kernel.unplug(B)
+    assert b"ASIA1" in await agent.ask(A)
+    assert agent.node.credentials_now(B, "app") is None
+    assert agent.node.alone_since() is not None
+    with pytest.raises(Forbidden):
+        await agent.ask(A, "other")
+
+
+async def test_grace_ends_by_the_clock_that_goes_on_while_the_machine_sleeps() -> None:
+    agent = Agent(60.0).open().push(pod(), credentials(), COMPLETE)
+    agent.node.stream_lost()
+    agent.clock.at, agent.clock.offset = agent.clock.at + 59, agent.clock.offset - 59
+    assert agent.node.credentials_now(A, "app") is not None
+    agent.clock.at += 1
+    assert await agent.ask() == b"{from-server}\n"
+
+
+async def test_grace_of_zero_remembers_nobody() -> None:
+    agent = Agent(0.0).open().push(pod(), credentials(), COMPLETE)
+    agent.node.stream_lost()
+    assert await agent.ask() == b"{from-server}\n"
+
+
+async def test_expired_credentials_are_not_given_when_alone() -> None:
+    agent = live(pod(), credentials(minutes=-1))
+    agent.node.stream_lost()
+    assert await agent.ask() == b"{from-server}\n"
+
+
+async def test_waiting_request_goes_to_the_server_when_the_stream_breaks() -> None:
+    agent = live(pod("u1"), pod("u2"))
+    asking = asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    agent.node.stream_lost()
+    assert await asking == b"{from-server}\n"
+
+
+async def test_changed_route_waits_for_the_servers_word() -> None:
+    agent = live(pod(), credentials())
+    agent.kernel.unplug(A)
+    agent.kernel.plug(A)
+    asking = asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    assert agent.server.asked == []
+    agent.clock.at += 1.0
+    await agent.node.wait_to_ask()
+    agent.open().push(COMPLETE)
+    assert b"ASIA1" in await asking
+    assert agent.core.addresses.is_bound(A)
+
+
+async def test_server_that_is_cut_off_confirms_nothing() -> None:
+    agent = live(pod(), credentials())
+    agent.kernel.unplug(A)
+    agent.kernel.plug(A)
+    agent.clock.at += 1.0
+    stale = kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(role_base_arn=BASE, watch_age_milliseconds=2500))
+    agent.open(stale).push(COMPLETE)
+    assert agent.node.credentials_now(A, "app") is None
+    # It is asked again, and not before it makes sense.
+    waiting = asyncio.create_task(agent.node.wait_to_ask())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+    agent.clock.at += 3.0
+    await agent.node.wait_to_ask()
+    agent.open(stale).push(COMPLETE)
+    assert b"ASIA1" in await agent.ask()
+
+
+async def test_changed_route_and_then_another_pod() -> None:
+    agent = live(pod(), credentials())
+    agent.kernel.unplug(A)
+    asking = asyncio.create_task(agent.ask())
+    assert await waits(asking)
+    agent.push(withdrawn(), pod("u2", (A,), role="other"))
+    with pytest.raises(Forbidden):
+        await asking
+
+
+async def test_interface_that_comes_back_after_the_servers_word_needs_it_again() -> None:
+    """A is being deleted: its sandbox is gone, the API still names it, and the address goes to another pod."""
+    agent = live(pod(), credentials())
+    agent.kernel.unplug(A)
+    agent.clock.at += 1.0
+    agent.open().push(COMPLETE)
+    assert agent.node.credentials_now(A, "app") is not None
+    agent.clock.at += 1.0
+    agent.kernel.plug(A)
+    assert agent.node.credentials_now(A, "app") is None
+    agent.clock.at += 1.0
+    agent.open().push(COMPLETE)
+    assert agent.node.credentials_now(A, "app") is not None
+
+
+async def test_route_that_changed_while_alone_stays_unknown_until_the_snapshot_is_complete() -> None:
+    agent = live(pod(), credentials())
+    agent.node.stream_lost()
+    agent.kernel.unplug(A)
+    agent.kernel.plug(A)
+    assert agent.node.credentials_now(A, "app") is None
+    agent.clock.at += 1.0
+    agent.open()
+    assert agent.node.credentials_now(A, "app") is None
+    agent.push(COMPLETE)
+    assert agent.node.credentials_now(A, "app") is not None
+    assert agent.node.alone_since() is None
+
+
+async def test_conventional_server_makes_the_agent_forget() -> None:
+    agent = live(pod(), credentials())
+    agent.node.no_stream()
+    assert agent.core.stream is Stream.NONE
+    assert not agent.core.addresses.is_bound(A)
+    assert await agent.ask() == b"{from-server}\n"
+
+
+async def test_refusal_is_told_to_the_server_but_not_over_and_over() -> None:
+    agent = live(pod(), credentials())
+    for _ in range(5):
+        with pytest.raises(Forbidden):
+            agent.node.credentials_now(A, "other")
+    await asyncio.sleep(0)
+    assert agent.server.asked == [(A, "other")]
+
+
+async def test_metrics_say_that_the_agent_is_alone() -> None:
+    agent = live(pod(), credentials())
+    assert agent.registry.get_sample_value("kiam_agent_alone_seconds") == 0
+    assert agent.registry.get_sample_value("kiam_agent_known_pods") == 1
+    agent.clock.at += 1
+    agent.node.stream_lost()
+    agent.clock.at += 1
+    await agent.ask()
+    assert (agent.registry.get_sample_value("kiam_agent_alone_seconds") or 0) > 0
+    assert agent.registry.get_sample_value("kiam_agent_outage_answers_total") == 1
