@@ -42,10 +42,12 @@ proto: setup
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy kiam/rpc/kiam.proto
 
 lock:
-	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 --extra dev \
-	  --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 \
-	  --constraint requirements.lock --output-file deploy/requirements.txt pyproject.toml
+	  --extra server --extra dev --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 \
+	  --constraint requirements.lock --output-file deploy/requirements-agent.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --python-version 3.11 \
+	  --constraint requirements.lock --extra server --output-file deploy/requirements-server.txt pyproject.toml
 	echo hatchling | $(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes \
 	  --python-version 3.11 --constraint requirements.lock --output-file deploy/requirements-build.txt -
 

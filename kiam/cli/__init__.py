@@ -22,6 +22,9 @@ COMMANDS = {
 }
 """Subcommand: its line of help. Module ``kiam.cli.<name>`` has ``configure(parser)`` and ``run(arguments) -> int``."""
 
+_SERVER_PACKAGES = frozenset({"boto3", "botocore", "kubernetes", "msgspec", "yaml"})
+"""What the agents' image has not."""
+
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of the whole command line; with ``only``, just that subcommand's flags are filled in.
@@ -47,4 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(import_module(f"kiam.cli.{arguments.command}").run(arguments))
     except UserError as error:
         print(f"kiam {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _SERVER_PACKAGES:
+            raise
+        fix = "use the servers' image (deploy/Dockerfile, target server), or install kiam[server]"
+        print(f"kiam {arguments.command}: the package {package} is missing; {fix}", file=sys.stderr)
         return 1

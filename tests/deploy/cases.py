@@ -88,7 +88,7 @@ def _of_both(half: str) -> dict[str, Case]:
     cases = {
         "image.pullPolicy": Case("Never", {f"{container}.imagePullPolicy": "Never"}),
         "image.repository": Case("registry.test/kiam", {f"{container}.image": "registry.test/kiam:5.0.0"}),
-        "image.tag": Case("5.1", {f"{container}.image": "kiam:5.1"}),
+        "image.tag": Case("5.1", {f"{container}.image": f"kiam-{half}:5.1"}),
         "extraArgs": Case(
             {"pprof-listen-addr": "127.0.0.1:1", "json-log": False},
             {f"{container}.args[--pprof-listen-addr]": "127.0.0.1:1", f"{container}.args[--no-json-log]": ""},
@@ -253,7 +253,7 @@ CASES |= {
         _WITH_DATAPLANE,
     ),
     "agent.image.tag": Case(
-        "5.1", {f"{c}.image": "kiam:5.1" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE
+        "5.1", {f"{c}.image": "kiam-agent:5.1" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE
     ),
     "agent.image.pullPolicy": Case(
         "Never", {f"{c}.imagePullPolicy": "Never" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE

@@ -125,7 +125,8 @@ def plain_manifests() -> dict[Path, str]:
         written[MANIFESTS / "server" / "server.yaml"] = _text(rest)
     written[MANIFESTS / "server" / "kustomization.yaml"] = _kustomization(["rbac.yaml", "server.yaml"])
     written[MANIFESTS / "kustomization.yaml"] = _kustomization(
-        ["server", "agent-nftables"], images=[{"name": "kiam", "newName": "kiam", "newTag": __version__}]
+        ["server", "agent-nftables"],
+        images=[{"name": name, "newName": name, "newTag": __version__} for name in ("kiam-agent", "kiam-server")],
     )
     return written
 

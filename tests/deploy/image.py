@@ -34,6 +34,21 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 """Those this machine trusts. Mounted in a place of its own: a step may install the package this file belongs to."""
 
 
+BUILD_RIGHTS = ",".join(
+    [
+        "-all",
+        *(
+            f"+{name}"
+            for name in (
+                *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
+                *("net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+            )
+        ),
+    ]
+)
+"""What Docker lets a build step do, and no more (docs.docker.com, "Runtime privilege and Linux capabilities")."""
+
+
 class StepError(Exception):
     """A step of the Dockerfile failed; the message has its output's end."""
 
@@ -141,8 +156,8 @@ class Builder:
         self._base = base
         self._stages: dict[str, Image] = {}
 
-    def build(self) -> Image:
-        """Run every step; the last stage."""
+    def build(self) -> Mapping[str, Image]:
+        """Run every step; the stages by their names."""
         current: Image | None = None
         for step in DockerfileParser(path=str(DOCKERFILE)).structure:
             instruction, value = step["instruction"], step["value"]
@@ -154,16 +169,19 @@ class Builder:
                 raise StepError(f"{instruction} before FROM")
             else:
                 self._step(current, instruction, value)
-        if current is None:
-            raise StepError("no FROM")
-        return current
+        return self._stages
 
     def _from(self, value: str) -> Image:
         source, _, name = re.sub(r"\s+", " ", value).partition(" AS ")
-        if source != "${BASE}":
-            raise StepError(f"FROM {source}: only the base is known here")
-        image = Image(self._folder / (name or "image"))
-        _run(["cp", "-a", str(self._base), str(image.root)])
+        if source == "${BASE}":
+            image = Image(self._folder / name)
+            _run(["cp", "-a", "--reflink=auto", str(self._base), str(image.root)])
+        elif source in self._stages:
+            before = self._stages[source]
+            image = Image(self._folder / name, dict(before.environment), before.user, list(before.command))
+            _run(["cp", "-a", "--reflink=auto", str(before.root), str(image.root)])
+        else:
+            raise StepError(f"FROM {source}: only the base and earlier stages are known here")
         self._stages[name] = image
         return image
 
@@ -174,7 +192,9 @@ class Builder:
                     "DEBIAN_FRONTEND": "noninteractive",
                     "PIP_CERT": "/run/authorities",
                 }
-                shell = ["/bin/sh", "-c", f"set -e\n{value}"]
+                if image.user != "0:0":
+                    raise StepError("RUN as another user than root is unknown here")
+                shell = ["setpriv", f"--bounding-set={BUILD_RIGHTS}", "/bin/sh", "-c", f"set -e\n{value}"]
                 _run(enter(image.root, shell, environment=environment, setup=_host_settings(image.root)))
             case "COPY":
                 self._copy(image, shlex.split(value))

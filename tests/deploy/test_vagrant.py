@@ -37,15 +37,20 @@ def test_the_cluster_has_a_node_of_the_name_the_test_uses() -> None:
     assert [node["role"] for node in cluster["nodes"]].count("worker") == 1
 
 
-def test_the_image_is_the_manifests() -> None:
-    line = next(line for line in (KIND / "test").read_text().splitlines() if line.startswith("IMAGE="))
+def test_the_images_are_the_manifests() -> None:
+    lines = [line for line in (KIND / "test").read_text().splitlines() if re.match(r"(VERSION|\w+_IMAGE)=", line)]
     named = subprocess.run(
-        ["bash", "-c", f"{line}; echo $IMAGE"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    assert named == f"kiam:{__version__}"
-    for path in MANIFESTS.glob("*/*r.yaml"):
-        for manifest in yaml.safe_load_all(path.read_text()):
-            assert {container["image"] for container in containers(manifest)} <= {named}
+        ["bash", "-c", "; ".join([*lines, "echo $AGENT_IMAGE $SERVER_IMAGE"])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert named == [f"kiam-agent:{__version__}", f"kiam-server:{__version__}"]
+    objects = [o for path in MANIFESTS.glob("*/*r.yaml") for o in yaml.safe_load_all(path.read_text())]
+    assert {container["image"] for o in objects for container in containers(o)} <= set(named)
+    for target in re.findall(r"--target (\S+)", (KIND / "test").read_text()):
+        assert f" AS {target}\n" in (ROOT / "deploy" / "Dockerfile").read_text()
 
 
 def test_what_is_replaced_in_the_manifests_is_in_them() -> None:

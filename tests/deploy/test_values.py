@@ -133,7 +133,7 @@ def test_names_follow_the_release(release: str, values: Values, name: str) -> No
         ({"repository": "mirror.test/infra/kiam", "tag": 4.2}, "mirror.test/infra/kiam:4.2"),
         ({"repository": "mirror.test/infra/kiam-agent", "tag": "v4"}, "mirror.test/infra/kiam-agent:v4"),
         ({"repository": "docker.io/bitnami/kiam", "tag": "4.2.0-debian-11-r1"}, "bitnami/kiam:4.2.0-debian-11-r1"),
-        ({"tag": "v3.0-rc1"}, "kiam:v3.0-rc1"),
+        ({"tag": "v3.0-rc1"}, ":v3.0-rc1"),
     ],
 )
 def test_conventional_kiams_image_is_refused_in_one_line(half: str, image: Values, shown: str) -> None:
@@ -158,8 +158,11 @@ def test_an_image_may_be_named_by_its_digest() -> None:
 
 
 def test_the_default_image_is_this_version() -> None:
-    images = {c["image"] for manifest in manifests(GIVEN_CERTIFICATES) for c in containers(manifest)}
-    assert images == {f"kiam:{__version__}"}
+    objects = manifests(GIVEN_CERTIFICATES, at("agent.startupTaint.enabled", True), at("agent.dataplane", "ebpf"))
+    images = {c["name"]: c["image"] for manifest in objects for c in containers(manifest)}
+    agent, server = f"kiam-agent:{__version__}", f"kiam-server:{__version__}"
+    # What the API is asked with is in the server's image alone.
+    assert images == {"kiam-dataplane": agent, "kiam-agent": agent, "kiam-server": server, "kiam-untaint": server}
 
 
 def test_the_older_name_of_allow_route_regexp_counts() -> None:
