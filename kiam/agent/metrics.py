@@ -87,6 +87,11 @@ class AgentMetrics:
             "Addresses whose pod is no longer believed because the kernel's route to them changed.",
             registry=registry,
         )
+        self.node_known = Gauge(
+            "kiam_agent_node_known",
+            "1: the server knows pods of the node it was asked for; 0: it doesn't, and each answer is a call.",
+            registry=registry,
+        )
         self.clock_steps = Counter(
             "kiam_agent_clock_steps",
             "How often the wall clock was seen to have been set, or the machine to have been suspended.",

@@ -22,6 +22,7 @@ from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
 TIMEOUT = 3.0
 """Seconds for each thing that is reached."""
+HEALTH = "server's health"
 
 
 def checks(arguments: argparse.Namespace, unusable: frozenset[str]) -> Sequence[CheckResult]:
@@ -41,6 +42,11 @@ def checks(arguments: argparse.Namespace, unusable: frozenset[str]) -> Sequence[
         settings = settings_from(arguments)
     except UserError as error:
         return [*results, failed_with("settings", error, "see kiam agent --help")]
+    if any(result.check == HEALTH and result.status is Status.PASS for result in results):
+        # Imported late: grpc isn't needed where nothing answers.
+        from kiam.cli.config_stream import check_stream
+
+        results.append(check_stream(settings, TIMEOUT))
     return [
         *results,
         *_check_node(settings),
@@ -59,8 +65,8 @@ def _check_health(arguments: argparse.Namespace) -> CheckResult:
     try:
         health.run(argparse.Namespace(**given))
     except UserError as error:
-        return failed("server's health", str(error), "see the server's log, and kiam config check server")
-    return passed("server's health", "ok")
+        return failed(HEALTH, str(error), "see the server's log, and kiam config check server")
+    return passed(HEALTH, "ok")
 
 
 def _check_node(settings: AgentSettings) -> Sequence[CheckResult]:

@@ -86,8 +86,14 @@ class NodeIdentities:
         # First what the kernel has told before it: an address may have changed hands.
         self._kernel.catch_up()
         self.core.apply(update, self._clock.now())
+        if update.HasField("pod"):
+            self.node_is_known(True)
         self._kernel.settle()
         self.heard()
+
+    def node_is_known(self, known: bool) -> None:
+        """Whether the server knows any pod of the node that the stream is for."""
+        self._metrics.node_known.set(known)
 
     def stream_lost(self) -> None:
         """The stream broke."""

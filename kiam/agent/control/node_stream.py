@@ -112,8 +112,7 @@ class StreamFollower:
         except asyncio.CancelledError:
             call.cancel()
             raise
-        node = hello.hello.node_name
-        self._tell(f"the server streams node {node}" if node else "the server streams a node it doesn't know yet", 20)
+        self._judge_node(hello.hello)
         return _Stream(call, updates, hello, asked_at, known)
 
     async def _follow(self, stream: _Stream) -> None:
@@ -178,6 +177,22 @@ class StreamFollower:
                     self.settled.set()
         except aio.AioRpcError as error:
             self._tell(f"the stream from the server ended: {_reason(error)}", logging.WARNING)
+
+    def _judge_node(self, hello: kiam_pb2.Hello) -> None:
+        """Say whether the server knows the node; if not, its pods are answered by one call each."""
+        known = hello.node_known if hello.HasField("node_known") else bool(hello.node_name)
+        self._identities.node_is_known(known)
+        if known:
+            self._tell(f"the server streams node {hello.node_name}", logging.INFO)
+            return
+        asked_for = f"'{self._node_name}' (--node-name)" if self._node_name else f"at {self._host_ip} (--host)"
+        understood = f"'{hello.node_name}'" if hello.node_name else "none"
+        self._tell(
+            f"the server knows no pod of this node: it was asked for the node {asked_for} and understood {understood}; "
+            "pods are answered by unary calls, and not while the server is away; if this stays so, set NODE_NAME to "
+            "the node's name (spec.nodeName)",
+            logging.WARNING,
+        )
 
     def _tell(self, line: str, level: int) -> None:
         """Log what is news; retries of the same failure are not."""

@@ -232,9 +232,11 @@ class NodeStreams:
 
     def hello(self, stream: NodeStream) -> kiam_pb2.NodeUpdate:
         """The first update."""
+        node = stream.node_name or self.pods.node_of_host(stream.host_ip) or ""
         return kiam_pb2.NodeUpdate(
             hello=kiam_pb2.Hello(
-                node_name=stream.node_name or self.pods.node_of_host(stream.host_ip) or "",
+                node_name=node,
+                node_known=self.pods.knows_node(node),
                 role_base_arn=self._judge().base_arn,
             )
         )

@@ -51,6 +51,10 @@ class PodStore:
         """The node that has an address, as its pods' status says."""
         return self._node_of_host.get(host_ip)
 
+    def knows_node(self, node: str) -> bool:
+        """Whether any pod of a node has been seen, host-network ones included."""
+        return bool(self.of_node(node)) or node in self._node_of_host.values()
+
     def annotated_in_namespace(self, namespace: str) -> Iterator[Pod]:
         """The pods of a namespace that are annotated with a role."""
         for uid in self._annotated_by_namespace.get(namespace, ()):
