@@ -8,16 +8,19 @@ VM_PACKAGES := qemu-system-x86 busybox-static kmod xz-utils
 DIST := /usr/lib/python3/dist-packages
 export UV_NO_PROGRESS := 1
 
-define install-missing
-@missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+define install-missing-now
+missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 if [ -n "$$missing" ]; then \
   [ "$$(id -u)" = 0 ] || { echo "these Debian packages are missing and installing them needs root:" $$missing >&2; exit 1; }; \
   echo "installing Debian packages:" $$missing; \
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 fi
 endef
+define install-missing
+@$(call install-missing-now,$(1))
+endef
 
-.PHONY: setup demo bench test test-vm test-image test-clients client-table docs lint proto lock clean chart-docs architecture \
+.PHONY: setup demo bench test test-vm test-image test-clients test-site client-table docs lint proto lock clean chart-docs architecture \
   manifests pictures
 
 setup: $(VENV)/.ready
@@ -74,7 +77,7 @@ pictures: setup
 
 # The parallel tests first, then those that need the machine to themselves.
 test: setup
-	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image and not clients"
+	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image and not clients and not site"
 	$(BIN)/pytest -q -m "serial"
 
 # The Dockerfile's own steps in a debootstrap folder, and what they made, confined as the chart confines it.
@@ -105,8 +108,20 @@ bench: setup
 	@$(BIN)/python -m tests.bench $(SECTIONS)
 
 # The documentation as a site, in site/; a broken link fails.
-docs: setup
+docs: setup .site/mermaid.min.js
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+MERMAID := 11.17.2
+.site/mermaid.min.js: Makefile
+	@command -v npm >/dev/null || { $(call install-missing-now,npm); }
+	@mkdir -p .site && cd .site && npm pack --silent mermaid@$(MERMAID) >/dev/null && \
+	  tar --extract --touch --file mermaid-$(MERMAID).tgz --strip-components=2 package/dist/mermaid.min.js && \
+	  rm mermaid-$(MERMAID).tgz
+
+# The site in Chromium: every diagram is drawn, nothing is fetched from elsewhere, no link is broken.
+test-site: docs
+	$(call install-missing,chromium)
+	$(BIN)/pytest -q -m site
 
 lint: setup
 	$(BIN)/ruff check .
