@@ -5,23 +5,27 @@ from __future__ import annotations
 import errno
 import socket
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 from kiam.dataplane.contract import WantedState
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+
+_FIB_TRIE = Path("/proc/thread-self/net/fib_trie")
 
 
 def is_local(address: IPv4Address | IPv6Address) -> bool:
     """Whether this network namespace has the address.
 
     Asked through routing, not by binding, which works for any address where ``ip_nonlocal_bind`` is set: a packet to
-    one of its own addresses is the only one that a host sends from that same address.
+    one of its own addresses is the only one that a host sends from that same address. To its second address in a
+    network it sends from the first, though, so where they differ the table of local addresses decides.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), 9))
-            return str(probe.getsockname()[0]) == str(address)
+            return str(probe.getsockname()[0]) == str(address) or _is_listed(address)
     except OSError as error:
         if error.errno in (
             errno.ENETUNREACH,
@@ -32,6 +36,14 @@ def is_local(address: IPv4Address | IPv6Address) -> bool:
         ):
             return False
         raise
+
+
+def _is_listed(address: IPv4Address | IPv6Address) -> bool:
+    # proc(5); "host LOCAL" stands in the line after the address.
+    if address.version == 6 or not _FIB_TRIE.exists():
+        return False
+    lines = iter(_FIB_TRIE.read_text().splitlines())
+    return any(line.endswith(f"|-- {address}") and "/32 host LOCAL" in next(lines, "") for line in lines)
 
 
 def _require_unicast(address: IPv4Address | IPv6Address, flag: str) -> None:

@@ -113,6 +113,8 @@ def discover(requested: str, given: Given, asked: Mapping[str, Asked], node: Nod
     base = _guess(given, node, pong)
     if by_hand is not None:
         address, port, pattern = by_hand
+        # A rule for interfaces on which no pod is isn't the one to keep: it is then a near miss.
+        pattern = recommended_pattern(node.interfaces, pattern, node.uplinks)
         base = replace(base, host_address=address, port=port, interface=pattern)
     wanted = replace(base, **given)
     return Subject(name, wanted, _target(wanted, name, node), present=False)

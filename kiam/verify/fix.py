@@ -45,7 +45,6 @@ class FixKind(enum.StrEnum):
     VERIFY_WITH_RIGHTS = "verify-with-rights"
     VERIFY_BY_HELM = "verify-by-helm"
 
-    SHOW_RULES = "show-rules"
     SHOW_PROGRAM = "show-program"
     SHOW_CLASSIFIERS = "show-classifiers"
     SHOW_POLICIES = "show-policies"

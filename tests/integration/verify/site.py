@@ -200,10 +200,11 @@ class Site:
         """Verify without a flag, as a person does who knows nothing of the node."""
         return Found(self.node.call(lambda: list(verify({}, VerifySettings(live=live)))))
 
-    def shell(self, command: str) -> None:
-        """Run a line of shell on the node, with ``kiam`` on the PATH; it has to succeed."""
-        path = f"{Path(KIAM).parent}:{os.environ['PATH']}"
-        self.node.run("env", f"PATH={path}", "bash", "-ec", command)
+    def shell(self, command: str, programs: Path | None = None) -> None:
+        """Run a line of shell on the node, with ``kiam`` on the PATH, ``programs`` ahead; it has to succeed."""
+        ahead = f"{programs}:" if programs is not None else ""
+        path = f"{ahead}{Path(KIAM).parent}:{os.environ['PATH']}"
+        self.node.run("env", f"PATH={path}", "bash", "-ec", command, timeout=300)
 
     def command(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
         """Run ``kiam dataplane verify --output=json``: exit code, output, standard error."""

@@ -160,7 +160,7 @@ def test_the_others_are_taken_out_and_the_one_that_stays_is_right_first(kept: Co
 def test_a_rule_made_by_hand_says_what_it_is_for() -> None:
     subject = found(at=node(nat(RULE)), pongs=())
     assert subject.dataplane == "none"
-    assert subject.wanted == WantedState(LOCAL, 3100, InterfacePattern.parse("weave"))
+    assert subject.wanted == WantedState(LOCAL, 3100, InterfacePattern.parse("cali+"))
     given = {"port": 8181}
     assert found(given=given, at=node(nat(RULE))).wanted.port == 8181
 
