@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn, TextIO
 
 from kiam import __version__
 from kiam.errors import UserError
@@ -19,11 +23,25 @@ COMMANDS = {
     "config": "check the flags of agent or server, and what they point at",
     "certs": "make an authority and certificates, for trying kiam out",
     "completion": "print a completion script for bash, zsh or fish",
+    "help": "show how kiam, or one of its commands, is used",
 }
 """Subcommand: its line of help. Module ``kiam.cli.<name>`` has ``configure(parser)`` and ``run(arguments) -> int``."""
 
 _SERVER_PACKAGES = frozenset({"boto3", "botocore", "kubernetes", "msgspec", "yaml"})
 """What the agents' image has not."""
+
+INTERRUPTED = 128 + signal.SIGINT
+READER_GONE = 128 + signal.SIGPIPE
+"""Exit codes as shells give them for a program that a signal ended."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as conventional kiam does, and not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2, the line and a hint."""
+        hint = " ".join(["kiam help", *self.prog.split()[1:]])
+        self.exit(2, f"{self.prog}: {message}; see '{hint}'\n")
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -31,7 +49,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
     Filling in one keeps ``kiam health``, which kubelet runs every few seconds, from importing the rest.
     """
-    parser = argparse.ArgumentParser(prog="kiam", description="AWS IAM roles for Kubernetes pods.", allow_abbrev=False)
+    parser = Parser(prog="kiam", description="AWS IAM roles for Kubernetes pods.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"kiam {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
@@ -43,18 +61,63 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    # Python has None for what was closed when it started.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            # Also when argparse exits: what can't be written is to be said here, not by the interpreter at its end.
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        if _can_be_written(sys.stdout):
+            raise
+        _abandon(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return READER_GONE
+        _complain(f"kiam: standard output can't be written to: {error.strerror}")
+        return 1
+
+
+def _run(argv: Sequence[str]) -> int:
     only = next((word for word in argv if not word.startswith("-")), "")
     arguments = build_parser(only).parse_args(argv)
     try:
         return int(import_module(f"kiam.cli.{arguments.command}").run(arguments))
     except UserError as error:
-        print(f"kiam {arguments.command}: {error}", file=sys.stderr)
+        _complain(f"kiam {arguments.command}: {error}")
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _SERVER_PACKAGES:
             raise
         fix = "use the servers' image (deploy/Dockerfile, target server), or install kiam[server]"
-        print(f"kiam {arguments.command}: the package {package} is missing; {fix}", file=sys.stderr)
+        _complain(f"kiam {arguments.command}: the package {package} is missing; {fix}")
         return 1
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")  # noqa: PTH123  # for as long as the process lives
+
+
+def _can_be_written(stream: TextIO) -> bool:
+    # What couldn't be written is still in the buffer, so it fails again.
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _abandon(stream: TextIO) -> None:
+    """Have what is left in the buffer go nowhere, so that the interpreter doesn't stumble over it at its end."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), stream.fileno())
