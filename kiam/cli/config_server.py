@@ -19,7 +19,7 @@ from kiam.server.aws.sts import BotoSTS
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.settings import TOO_LATE, TOO_LATE_FIX
 from kiam.tls.certificates import Side
-from kiam.verify.results import CheckResult, failed, passed, warned
+from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _READS = ("list", "watch")
@@ -55,12 +55,15 @@ async def _reach(arguments: argparse.Namespace, unusable: frozenset[str]) -> Seq
         results.append(needs("Kubernetes API", bad))
     else:
         results += await _check_kubernetes(arguments.kubeconfig)
+    base_arn = arguments.role_base_arn if "--role-base-arn" not in unusable else ""
     if arguments.role_base_arn_autodetect and "--role-base-arn-autodetect" not in unusable:
-        results.append(await _check_base_arn())
+        found = await _check_base_arn()
+        base_arn = found.seen if found.status is Status.PASS else ""
+        results.append(found)
     if bad := unusable & {"--region", "--assume-role-arn", "--session-duration"}:
         results.append(needs("STS", bad))
     else:
-        results.append(await asyncio.to_thread(_check_sts, arguments))
+        results.append(await asyncio.to_thread(_check_sts, arguments, base_arn))
     return results
 
 
@@ -120,12 +123,12 @@ async def _check_base_arn() -> CheckResult:
         return failed(check, str(error), "give the instance a profile, or give --role-base-arn instead")
 
 
-def _check_sts(arguments: argparse.Namespace) -> CheckResult:
+def _check_sts(arguments: argparse.Namespace, base_arn: str) -> CheckResult:
     check = "STS"
     # The duration is for AssumeRole, which isn't called.
     duration = int(timedelta(minutes=15).total_seconds())
     try:
-        sts = BotoSTS(arguments.region, arguments.assume_role_arn, duration, 1)
+        sts = BotoSTS(arguments.region, arguments.assume_role_arn, duration, 1, base_arn)
     except UserError as error:
         return failed_with(check, error, "give another --region or --assume-role-arn")
     unwell = partial(failed, check, fix="give the server's instance or service account a role (docs/iam.md)")

@@ -9,6 +9,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from kiam.arns import resolve_role_arn, role_problem
 from kiam.cli.options import (
     add_boolean,
     add_common,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
 """What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
 _BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S*")
-_ROLE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S+")
 
 
 def _count(text: str) -> int:
@@ -44,9 +44,12 @@ def _base_arn(text: str) -> str:
     return text
 
 
-def _role_arn(text: str) -> str:
-    if text and not _ROLE_ARN.fullmatch(text):
-        raise ValueError(f"'{text}' is not a role's ARN; write it like arn:aws:iam::123456789012:role/kiam-server")
+def _role(text: str) -> str:
+    if text and role_problem(resolve_role_arn(text, "arn:aws:iam::123456789012:role/")):
+        raise ValueError(
+            f"'{text}' is not a role; write it like kiam-server, /path/kiam-server "
+            "or arn:aws:iam::123456789012:role/kiam-server"
+        )
     return text
 
 
@@ -98,10 +101,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--assume-role-arn",
-        type=flag_type(_role_arn, "ARN"),
+        type=flag_type(_role, "role"),
         default="",
-        metavar="ARN",
-        help="assume this role first, and the pods' with it; empty: the server's own identity",
+        metavar="ROLE",
+        help="assume this role first, and the pods' with it (ARN, name or path and name); "
+        "empty: the server's own identity",
     )
     parser.add_argument("--region", default="", help="use this region's STS endpoint; empty: the global one")
     add_keepalive(parser)

@@ -32,6 +32,7 @@ from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.kubernetes.tokens import TokenReviewer
 from kiam.server.policy.demand import Demand
+from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.permitted import Decision, forbidden_message
 from kiam.server.readiness import Readiness
@@ -85,6 +86,7 @@ class Server:
             config.assume_role_arn,
             int(config.session_duration.total_seconds()),
             config.fetchers,
+            config.role_base_arn,
         )
         api = self._api = await KubeApi.connect(config.kubeconfig)
         credentials = CredentialsManager(
@@ -114,7 +116,7 @@ class Server:
         tasks.create_task(credentials.run())
         tasks.create_task(self._events.run(api))
         tasks.create_task(self._await_sts(sts))
-        tasks.create_task(self._fill(tasks, api, credentials))
+        tasks.create_task(self._fill(tasks, api, sts, credentials))
 
     async def wait_ready(self) -> None:
         """Until every call can be answered."""
@@ -136,17 +138,19 @@ class Server:
         assert self._judge is not None, "calls are held until the stores are filled, which is after the base ARN"
         return self._judge
 
-    async def _fill(self, tasks: asyncio.TaskGroup, api: KubeApi, credentials: CredentialsManager) -> None:
+    async def _fill(
+        self, tasks: asyncio.TaskGroup, api: KubeApi, sts: BotoSTS, credentials: CredentialsManager
+    ) -> None:
         """Learn the base ARN, then list and watch: what is known of pods is judged as it comes in."""
         config = self._config
         base_arn = config.role_base_arn
         if not base_arn:
-            base_arn = await detect_base_arn()
+            base_arn = sts.base_arn = await detect_base_arn()
             log.info("base ARN detected: %s", base_arn)
             self._readiness.reached(BASE_ARN)
-        self._judge = Judge(
-            self._namespaces, base_arn, config.session, strict=not config.disable_strict_namespace_regexp
-        )
+        evaluator = Evaluator(not config.disable_strict_namespace_regexp, self._namespaces.touch)
+        tasks.create_task(evaluator.run())
+        self._judge = Judge(self._namespaces, evaluator, base_arn, config.session)
         Demand(self._pods, self._namespaces, self._judge, credentials, self._record_unusable)
         _spare_the_collector()
         watch_seconds = config.sync.total_seconds()

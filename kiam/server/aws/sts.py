@@ -14,9 +14,10 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
-from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, InvalidRegionError
 from botocore.parsers import ResponseParserError
 
+from kiam.arns import resolve_role_arn
 from kiam.errors import UserError
 from kiam.identity import Identity
 from kiam.proxies import bypassed, proxy_for
@@ -41,13 +42,17 @@ class BotoSTS:
     is left to the credentials manager, which does it once for all pods of a role.
     """
 
-    def __init__(self, region: str, assume_role_arn: str, duration_seconds: int, fetchers: int) -> None:
+    def __init__(
+        self, region: str, assume_role_arn: str, duration_seconds: int, fetchers: int, base_arn: str = ""
+    ) -> None:
         """Make the client: reads files and parses JSON, but sends nothing.
 
-        ``region`` empty: the global endpoint. ``assume_role_arn`` empty: the server's own identity.
-        Raises UserError.
+        ``region`` empty: the global endpoint. ``assume_role_arn`` empty: the server's own identity. ``base_arn`` is put
+        before a role that isn't an ARN; empty: not known yet. Raises UserError.
         """
         self._duration = duration_seconds
+        self._own_role = assume_role_arn
+        self.base_arn = base_arn
         config = Config(
             retries={"total_max_attempts": 1},
             connect_timeout=CONNECT_TIMEOUT,
@@ -66,7 +71,7 @@ class BotoSTS:
             # Also for what botocore itself asks STS for, such as a service account's web identity.
             session.set_default_client_config(proxies)
             if assume_role_arn:
-                _assume(session, assume_role_arn, region or GLOBAL_REGION, config)
+                self._assume(session, region or GLOBAL_REGION, config)
             self._client = boto3.Session(botocore_session=session).client(
                 "sts", region_name=region or GLOBAL_REGION, config=config
             )
@@ -122,6 +127,34 @@ class BotoSTS:
             # Not "from" it: its text has the answer in it, and so perhaps a secret key.
             raise STSError(UNREADABLE, "STS's answer can't be parsed; is something else at its address?") from None
 
+    def _assume(self, session: Any, region: str, config: Config) -> None:
+        """Have a session use the server's role, whose credentials botocore renews when they are about to expire."""
+
+        def make_client(service: str, **arguments: Any) -> Any:
+            return session.create_client(service, region_name=region, config=config, **arguments)
+
+        source = session.get_credentials()
+        if source is None:
+            raise UserError(
+                "--assume-role-arn: the server has no AWS credentials of its own to assume it with; "
+                "give the instance a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+
+        def fetch() -> Any:
+            if not self.base_arn and not self._own_role.startswith("arn:"):
+                raise CredentialRetrievalError(provider="assume-role", error_msg="the role base ARN is not known yet")
+            fetcher = AssumeRoleCredentialFetcher(
+                client_creator=make_client,
+                source_credentials=source,
+                role_arn=resolve_role_arn(self._own_role, self.base_arn),
+                extra_args={"RoleSessionName": OWN_SESSION_NAME},
+            )
+            return fetcher.fetch_credentials()
+
+        # The session's attribute is where botocore's own assume-role profiles end up; there is no public setter that
+        # takes refreshable credentials.
+        session._credentials = DeferredRefreshableCredentials(fetch, "assume-role")
+
 
 def _proxies(session: Any, region: str) -> Config:
     """The way to STS as Go's programs read it from the environment; botocore knows neither ranges nor ports."""
@@ -139,29 +172,6 @@ def _spare_instance_metadata(environment: MutableMapping[str, str]) -> None:
     if environment.get("HTTP_PROXY") or environment.get("http_proxy"):
         direct = bypassed(INSTANCE_METADATA, environment)
         environment["NO_PROXY"] = environment["no_proxy"] = direct
-
-
-def _assume(session: Any, role_arn: str, region: str, config: Config) -> None:
-    """Have a session use a role, whose credentials botocore renews when they are about to expire."""
-
-    def make_client(service: str, **arguments: Any) -> Any:
-        return session.create_client(service, region_name=region, config=config, **arguments)
-
-    source = session.get_credentials()
-    if source is None:
-        raise UserError(
-            "--assume-role-arn: the server has no AWS credentials of its own to assume it with",
-            "give the instance a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
-    fetcher = AssumeRoleCredentialFetcher(
-        client_creator=make_client,
-        source_credentials=source,
-        role_arn=role_arn,
-        extra_args={"RoleSessionName": OWN_SESSION_NAME},
-    )
-    # The session's attribute is where botocore's own assume-role profiles end up; there is no public setter that
-    # takes refreshable credentials.
-    session._credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
 
 
 def _to_sts_error(error: Exception) -> STSError:

@@ -180,6 +180,10 @@ class NamespaceStore:
                 self._tell(name)
                 return
 
+    def touch(self, name: str) -> None:
+        """Have everyone look at a namespace again, though its annotations are as before."""
+        self._tell(name)
+
     def _tell(self, name: str) -> None:
         for listener in self._listeners:
             listener(name)

@@ -8,7 +8,8 @@ from kiam.arns import resolve_role_arn, shown
 from kiam.identity import Identity, external_id_problem, session_name
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import NamespaceStore
-from kiam.server.policy.permitted import Decision, Refusal, decide
+from kiam.server.policy.evaluator import Evaluator
+from kiam.server.policy.permitted import Decision, Refusal, check_request
 
 MOST_IDENTITIES = 65_536
 """Identities remembered by what pods are annotated with."""
@@ -17,12 +18,12 @@ MOST_IDENTITIES = 65_536
 class Judge:
     """Applies the policy to pods: what identity a pod has, and whether it may have it."""
 
-    def __init__(self, namespaces: NamespaceStore, base_arn: str, default_session: str, *, strict: bool) -> None:
+    def __init__(self, namespaces: NamespaceStore, evaluator: Evaluator, base_arn: str, default_session: str) -> None:
         """``default_session``: for pods without a session-name annotation (``--session``)."""
         self._namespaces = namespaces
+        self._evaluator = evaluator
         self.base_arn = base_arn
         self._default_session = default_session
-        self._strict = strict
         # One object for all pods with an identity: they are kept by pod, and each would cost the garbage collector.
         self._identity = lru_cache(maxsize=MOST_IDENTITIES)(self._make_identity)
 
@@ -44,4 +45,5 @@ class Judge:
             return Decision(False, f"namespace '{pod.namespace}' is not known yet", Refusal.UNDECIDED)
         if problem := external_id_problem(pod.external_id):
             return Decision(False, f"external id '{shown(pod.external_id)}' {problem}; forbidden", Refusal.UNUSABLE)
-        return decide(requested, pod.role, self.base_arn, expression, strict=self._strict)
+        arn = check_request(requested, pod.role, self.base_arn)
+        return arn if isinstance(arn, Decision) else self._evaluator.decide(pod.namespace, arn, expression)

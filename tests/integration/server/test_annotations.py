@@ -113,3 +113,31 @@ async def test_patches_of_one_pods_annotation_settle_before_sts_is_asked(
         await asyncio.sleep(0.001)
     await watch.until(lambda: watch.pods["a"].role == "r599")
     assert len(aws.calls()) <= 3
+
+
+async def test_costly_expression_of_one_namespace_holds_up_nobody_else_and_has_an_event(
+    sandbox: Sandbox, kube: KubeApi
+) -> None:
+    kube.load([namespace("default", ".*"), pod("plain", "10.0.0.2", "app", node="n1")])
+    kube.load([namespace("greedy", "[a-z]{0,30}" * 740), pod("mine", "10.0.0.1", "app", namespace="greedy", node="n1")])
+    client = await sandbox.connect(await sandbox.start())
+    assert (await client.credentials("10.0.0.2", "app")).code == "Success"
+    answer = await refusal(client.credentials("10.0.0.1", "app", 20))
+    assert answer == (grpc.StatusCode.PERMISSION_DENIED, "forbidden by policy")
+    (event,) = await eventually(lambda: kube.events())
+    assert event["involvedObject"]["name"] == "mine"
+    assert "is invalid: it takes more than 250 ms to evaluate; it permits no role" in event["message"]
+    watch = client.watch(node_name="n1")
+    await watch.until(lambda: {"plain", "mine"} <= set(watch.pods))
+    assert not watch.pods["mine"].decision.allowed
+
+
+@pytest.mark.parametrize("own_role", ["kiam-server", "/kiam-server"])
+@pytest.mark.parametrize("base_arn", [ROLE_BASE_ARN, ""])
+async def test_servers_own_role_may_be_a_name(
+    sandbox: Sandbox, kube: KubeApi, aws: AwsProcess, own_role: str, base_arn: str
+) -> None:
+    kube.load([namespace("default", ".*"), pod("a", "10.0.0.1", "app")])
+    client = await sandbox.connect(await sandbox.start(assume_role_arn=own_role, role_base_arn=base_arn))
+    assert (await client.credentials("10.0.0.1", "app", 20)).code == "Success"
+    assert f"{ROLE_BASE_ARN}kiam-server" in {call.role_arn for call in aws.calls()}

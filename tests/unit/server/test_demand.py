@@ -9,6 +9,7 @@ from kiam.identity import Identity
 from kiam.server.kubernetes.objects import Namespace, Pod
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.policy.demand import Demand
+from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.judge import Judge
 
 BASE = "arn:aws:iam::123456789012:role/"
@@ -19,7 +20,8 @@ APP = Identity(f"{BASE}app", "kiam-kiam", "")
 class Bench:
     def __init__(self) -> None:
         self.pods, self.namespaces = PodStore(), NamespaceStore()
-        self.judge = Judge(self.namespaces, BASE, "kiam", strict=True)
+        self.evaluator = Evaluator(True, self.namespaces.touch)
+        self.judge = Judge(self.namespaces, self.evaluator, BASE, "kiam")
         self.time = 0.0
         self.log: list[tuple[str, Identity]] = []
         self.demand = Demand(

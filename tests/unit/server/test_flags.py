@@ -59,7 +59,8 @@ def test_flags_that_cannot_work_are_named_in_one_line(tmp_path: Path, flags: tup
         "--prefetch-buffer-size=-1",
         "--role-base-arn=role/",
         "--role-base-arn=arn:aws:iam::x:role/",
-        "--assume-role-arn=server",
+        "--assume-role-arn=team//server",
+        "--assume-role-arn=arn:aws:iam::123456789012:user/server",
         "--session-duration=15",
     ],
 )
@@ -72,3 +73,8 @@ def test_values_that_cannot_be_read_are_refused(tmp_path: Path, flag: str, capsy
 def test_refresh_that_is_set_is_honoured(tmp_path: Path) -> None:
     assert parse(tmp_path, BASE, "--session-refresh=5m").session_refresh == timedelta(minutes=5)
     assert parse(tmp_path, BASE, "--session-refresh=0s").session_refresh == timedelta(0)
+
+
+@pytest.mark.parametrize("role", ["server", "/server", "/team/x", "arn:aws:iam::123456789012:role/server"])
+def test_own_role_may_be_a_name_or_a_path_as_in_v4_2(tmp_path: Path, role: str) -> None:
+    assert parse(tmp_path, BASE, f"--assume-role-arn={role}").assume_role_arn == role
