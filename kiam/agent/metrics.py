@@ -71,6 +71,11 @@ class AgentMetrics:
             ("reason",),
             registry=registry,
         )
+        self.foreign_requests = Counter(
+            "kiam_agent_foreign_requests",
+            "Requests of other hosts for session tokens or to be passed on, refused.",
+            registry=registry,
+        )
         self._alone = Gauge(
             "kiam_agent_alone_seconds",
             "For how long the agent has answered from memory without the server; 0: the server is there.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -42,6 +43,17 @@ class DataplaneSettings:
     """Whether dataplanes that were in before stay."""
 
 
+class TokenMode(enum.Enum):
+    """What becomes of IMDSv2 session tokens."""
+
+    OPTIONAL = "optional"
+    """The agent issues them. A request without one is served; one with a wrong one is not."""
+    REQUIRED = "required"
+    """The agent issues them. A request without one is not served."""
+    PASSED_ON = "passed-on"
+    """The real service issues them, and checks them on what is passed on, as with conventional kiam."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one pod, or one request, may take up. Seconds, bytes and counts."""
@@ -51,23 +63,25 @@ class Limits:
     field: int = 8190
     """Longest header line."""
     fields: int = 64
+    head: int = 32768
+    """Of a request line and all its header lines together, while they aren't complete."""
     body: int = 65536
     """Longest body of a request that is passed on."""
-    passed_response: int = 4 * 1024 * 1024
+    passed_response: int = 1024 * 1024
     """Longest response of the real service that is passed on; user data is at most 16 KB."""
     passed_per_second: float = 50.0
     """Requests of one address that are passed on; the real service takes some 1,000 packets a second from a node."""
     passed_burst: int = 100
     """So many of them at once, after a pause."""
     header_time: float = 5.0
-    """From the start of a connection, or from the first byte of a further request, to the end of its headers."""
+    """From the start of a connection, or from the first byte of a further request, to its end."""
     idle_time: float = 75.0
     """How long a connection may stay open between requests."""
     stall_time: float = 10.0
     """How long a client may leave an answer unread."""
-    connections: int = 256
+    connections: int = 512
     """Open connections of one address."""
-    waiting: int = 64
+    waiting: int = 512
     """Requests of one address that wait for the server or the real service at the same time."""
 
 
@@ -81,6 +95,7 @@ class AgentSettings:
     allow_ip_query: bool
     allow_route_regexp: str
     instance_metadata_url: str
+    imds_tokens: TokenMode
     outage_grace: timedelta
     drain_time: timedelta
     ready_file: str | None

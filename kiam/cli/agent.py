@@ -8,7 +8,7 @@ import os
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings
+from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings, TokenMode
 from kiam.cli.dataplane_options import add_keep_others, add_redirect
 from kiam.cli.options import (
     add_boolean,
@@ -67,6 +67,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="paths to pass on to the instance metadata service (the second name is v3's)",
     )
     parser.add_argument(
+        "--imds-tokens",
+        choices=[mode.value for mode in TokenMode],
+        default=TokenMode.OPTIONAL.value,
+        help="IMDSv2 session tokens: issued here and checked where they are sent (optional), demanded of every request "
+        "(required), or the real service's business (passed-on)",
+    )
+    parser.add_argument(
         "--outage-grace",
         type=duration,
         default=timedelta(minutes=15),
@@ -98,6 +105,7 @@ def settings_from(arguments: argparse.Namespace) -> AgentSettings:
         allow_ip_query=arguments.allow_ip_query,
         allow_route_regexp=arguments.allow_route_regexp,
         instance_metadata_url=arguments.instance_metadata_url,
+        imds_tokens=TokenMode(arguments.imds_tokens),
         outage_grace=arguments.outage_grace,
         drain_time=arguments.drain_time,
         ready_file=arguments.ready_file,

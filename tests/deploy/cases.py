@@ -285,6 +285,7 @@ CASES |= {
     "agent.keepaliveParams.timeout": Case("30s", _agent_arg("grpc-keepalive-timeout-duration", "30s")),
     "agent.keepaliveParams.permitWithoutStream": Case(True, _agent_arg("grpc-keepalive-permit-without-stream", "")),
     "agent.outageGrace": Case("1h", _agent_arg("outage-grace", "1h")),
+    "agent.imdsTokens": Case("required", _agent_arg("imds-tokens", "required")),
     "agent.host.ip": Case(
         "10.0.0.1", {f"{c}.args[--host]": "10.0.0.1" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE
     ),

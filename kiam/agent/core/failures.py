@@ -26,6 +26,12 @@ class Unparsable(RequestFailure):
     status = 400
 
 
+class Unauthorized(RequestFailure):
+    """An IMDSv2 session token is missing, wrong or has expired; SDKs then ask for another one."""
+
+    status = 401
+
+
 class Forbidden(RequestFailure):
     """The policy's word; asking again doesn't help."""
 

@@ -1,260 +1,402 @@
-"""Connections from pods: aiohttp's HTTP protocol, with limits that keep one pod from starving the others."""
+"""One connection of a pod: HTTP/1.1 on httptools' parser, with limits that keep one pod from starving the others.
+
+The client is hostile. What it may do to the parser's framing ends the connection: whatever follows an error, an
+upgrade or a body that isn't read is never taken for a request.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from collections import deque
+from typing import TYPE_CHECKING, cast
 
-from aiohttp import web
-from aiohttp.http import HttpVersion11, RawRequestMessage
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler
+import httptools
 
+from kiam.agent.http.messages import Request, Response, encode, recognise, text
 from kiam.agent.http.paths import normalise_address
-from kiam.agent.metrics import AgentMetrics
-from kiam.agent.settings import Limits
+
+if TYPE_CHECKING:
+    from kiam.agent.http.pod_server import PodServer
 
 log = logging.getLogger(__name__)
 
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_LINGERING = 1.0
-"""Seconds to go on reading a body that nobody wants, before the connection is closed."""
+_LINGER_SECONDS = 1.0
+"""How long what is still sent is thrown away before the connection is closed, so that the answer isn't lost."""
+_MOST_PIPELINED = 32
+"""Requests of a connection that may be sent before the first is answered; no SDK sends two."""
 _LINK_LOCAL = ("fe8", "fe9", "fea", "feb")
 """How the addresses of fe80::/10 begin (RFC 4291, section 2.4)."""
-_NOTHING_PARSED: tuple[tuple[()], bool, bytes] = ((), False, b"")
-
-AtOnce = Callable[[str, str], bytes | None]
-"""From a client's address and a request target to a whole HTTP/1.1 answer; None: answer it the usual way."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NEVER = float("inf")
 
 
-class Connection(RequestHandler):
-    """One connection of a pod. ``client_address`` is who it is: the peer of the TCP connection, never a header."""
+class BodyUse(enum.Enum):
+    """What becomes of a request's body."""
 
-    __slots__ = ("_at_once", "_deadline", "_limits", "_metrics", "_server", "_stalled", "_timer", "client_address")
+    KEPT = "kept"
+    """It is read, and part of the request."""
+    IGNORED = "ignored"
+    """It is read, so that the connection can go on, and thrown away."""
+    UNREAD = "unread"
+    """The request is answered without it, and the connection ends."""
 
-    def __init__(
-        self, server: PodServer, limits: Limits, metrics: AgentMetrics, at_once: AtOnce, **options: Any
-    ) -> None:
-        super().__init__(server, **options)
-        self._parser = cast(Any, _Parser(self._parser, self))
-        self._at_once = at_once
+
+class _RefusedError(Exception):
+    """Raised in the parser's callbacks, to stop it there."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+_UNPARSABLE = text("the request can't be parsed\n", 400)
+_TOO_LARGE = text("the request's body is too large\n", 413)
+_TOO_SLOW = text("the request comes too slowly\n", 408)
+_BUG = text("internal error of the kiam agent\n", 500)
+
+
+class Connection(asyncio.Protocol):
+    """asyncio's protocol of one connection; ``client_address`` is its peer."""
+
+    __slots__ = (
+        "_body", "_body_use", "_deadline", "_drained", "_fields", "_head_size", "_in_message", "_is_ending",
+        "_is_expected", "_is_paused", "_loop", "_parser", "_peer", "_queue", "_request", "_server", "_stalled", "_task",
+        "_timer", "_timer_at", "_transport", "_url", "client_address",
+    )  # fmt: skip
+
+    def __init__(self, server: PodServer) -> None:
         self._server = server
-        self._limits = limits
-        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpRequestParser | None = None
+        self._queue: deque[tuple[Request | None, Response | None]] = deque()
+        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = _NEVER
+        # When the headers being received must be complete, or an idle connection ends; never: an answer is being made.
+        self._deadline = _NEVER
+        self._is_expected = False
         self._stalled: asyncio.TimerHandle | None = None
-        # When the headers being received must be complete; None: none are being received.
-        self._deadline: float | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._in_message = False
+        self._is_ending = False
+        self._is_paused = False
+        self._request: Request | None = None
+        self._begin()
         self.client_address = ""
+
+    # ---- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let the client in, unless it has too many connections already."""
-        peer = transport.get_extra_info("peername")
-        self.client_address = normalise_address(peer[0]) if peer else ""
-        super().connection_made(transport)
-        refusal = None if self._server.admit(self.client_address) else "too many connections"
+        self._transport = cast(asyncio.Transport, transport)
+        self._peer = transport.get_extra_info("peername")
+        self.client_address = normalise_address(self._peer[0]) if self._peer else ""
+        refusal = None if self._server.enter(self) else "too many connections"
         if self.client_address.startswith(_LINK_LOCAL):
             # Which attack: a pod that may send raw packets has as many of these as it likes, each good for connections
             # and waiting requests like a pod's own. No pod is known by one, so nothing is lost.
             refusal = "link-local address"
         if refusal is not None:
-            self._metrics.refused_connections.labels(refusal).inc()
-            self.force_close()
+            self._server.refused(refusal)
+            self._is_ending = True
+            transport.close()
             return
-        self._expect_headers()
+        self._expect(self._server.limits.header_time, is_expected=True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the client's connection and the timers."""
+        """Forget the client's connection; whoever waits for its answer stops waiting."""
         for timer in (self._timer, self._stalled):
             if timer is not None:
                 timer.cancel()
         self._timer = self._stalled = None
-        if self._manager is not None:
-            self._server.leave(self.client_address)
-        super().connection_lost(exc)
+        if self._task is not None:
+            self._task.cancel()
+        self._queue.clear()
+        if self._transport is not None:
+            self._server.leave(self)
+        self._transport = None
+        # It holds this object's methods.
+        self._parser = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and watch for headers that come too slowly (the attack called Slowloris)."""
-        seen = self._request_count
-        super().data_received(data)
-        if self._request_count != seen:
-            self._deadline = None
-        elif self._waiter is not None and self._deadline is None:
-            # Idle, and what came isn't a whole request: the clock starts with its first byte, not with each.
-            self._expect_headers()
+        """Answer a plain request here and now if the answer is at hand; parse everything else."""
+        if self._is_ending:
+            return
+        if not self._in_message and self._task is None and self._stalled is None:
+            plain = recognise(data)
+            if plain is not None:
+                answer = self._server.answering.at_once(self.client_address, plain)
+                if answer is not None:
+                    # No timer is touched: the one there is sees the new deadline when it fires.
+                    self._deadline = self._loop.time() + self._server.limits.idle_time
+                    self._is_expected = False
+                    self._write(answer)
+                    return
+        self._feed(data)
 
-    def answer_at_once(self, message: RawRequestMessage, payload: object) -> bool:
-        """Answer a request here and now if it is a plain one, nothing is before it, and the answer is at hand.
-
-        Half of what aiohttp's way costs are the task, the request and the response objects of each request.
-        """
-        transport, waiter = self.transport, self._waiter
-        if (
-            transport is None
-            or waiter is None
-            or waiter.done()
-            or self._messages
-            or self._paused
-            or self._close
-            or self._force_close
-            or payload is not EMPTY_PAYLOAD
-            or message.method != "GET"
-            or message.should_close
-            or message.version != HttpVersion11
-        ):
-            return False
-        answer = self._at_once(self.client_address, message.path)
-        if answer is None:
-            return False
-        self._request_count += 1
-        close_time = self._loop.time() + self._limits.idle_time
-        self._next_keepalive_close_time = close_time
-        if self._keepalive_handle is None:
-            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
-        transport.write(answer)
-        return True
+    def eof_received(self) -> bool:
+        """The client has hung up: nothing is waited for any more."""
+        return False
 
     def pause_writing(self) -> None:
-        """The client doesn't read; it has a while to start."""
-        super().pause_writing()
-        self._stalled = self._loop.call_later(self._limits.stall_time, self._cut, "unread answers")
+        """The client doesn't read; it has a while to start, and isn't read from meanwhile."""
+        self._stalled = self._loop.call_later(self._server.limits.stall_time, self._cut_unread)
+        self._drained = self._loop.create_future()
+        self._pause()
 
     def resume_writing(self) -> None:
         """The client has read."""
-        super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+        if not self._queue:
+            self._resume()
 
-    def _expect_headers(self) -> None:
-        self._deadline = self._loop.time() + self._limits.header_time
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._check_headers)
+    # ---- httptools' callbacks
 
-    def _check_headers(self) -> None:
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._begin()
+        self._in_message = True
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._url += url
+        if len(self._url) > self._server.limits.line:
+            raise _RefusedError(_UNPARSABLE)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header field."""
+        limits = self._server.limits
+        if len(self._fields) >= limits.fields or len(name) + len(value) > limits.field:
+            raise _RefusedError(_UNPARSABLE)
+        self._fields.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        """Decide what becomes of the body."""
+        parser = self._parser
+        assert parser is not None
+        version = parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise _RefusedError(_UNPARSABLE)
+        request = Request(
+            method=parser.get_method().decode("ascii"),
+            target=bytes(self._url).decode("latin-1"),
+            fields=tuple(self._fields),
+            client=self.client_address,
+            peer=self._peer,
+            # Which attack: after an upgrade the parser leaves the framing to us, and a body would be read as requests.
+            keep_alive=parser.should_keep_alive() and not parser.should_upgrade(),
+            is_old=version == "1.0",
+        )
+        self._head_size = 0
+        self._request = request
+        length = request.values("content-length")
+        has_body = bool(request.values("transfer-encoding")) or length not in ([], ["0"])
+        if not has_body:
+            return
+        self._body_use = self._server.answering.body_use(request)
+        if self._body_use is BodyUse.UNREAD or parser.should_upgrade():
+            self._take(request.last())
+        elif length and int(length[0]) > self._server.limits.body:
+            raise _RefusedError(_TOO_LARGE)
+        elif self._task is None and not request.is_old and _expects_continue(request):
+            # Whoever asks so waits a second or more for this before it sends its body (RFC 9110, section 10.1.1).
+            self._write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a request's body."""
+        if self._is_ending:
+            return
+        self._head_size += len(body)
+        if self._head_size > self._server.limits.body:
+            raise _RefusedError(_TOO_LARGE)
+        if self._body_use is BodyUse.KEPT:
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        """A whole request has come."""
+        self._in_message = False
+        request = self._request
+        if self._is_ending or request is None:
+            return
+        self._take(request.with_body(bytes(self._body)) if self._body else request)
+
+    # ---- reading
+
+    def _begin(self) -> None:
+        self._url = bytearray()
+        self._fields: list[tuple[str, str]] = []
+        self._body = bytearray()
+        self._body_use = BodyUse.IGNORED
+        self._request = None
+        # Bytes of the headers so far; once they are complete, of the body.
+        self._head_size = 0
+
+    def _feed(self, data: bytes) -> None:
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+        if not self._in_message and not self._is_expected and self._task is None:
+            # Idle, and what came isn't a request known at first sight: the clock starts with its first byte.
+            self._expect(self._server.limits.header_time, is_expected=True)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end_reading()
+        except httptools.HttpParserError as error:
+            if not self._is_ending:
+                cause = error.__context__
+                self._refuse(cause.response if isinstance(cause, _RefusedError) else _UNPARSABLE)
+        else:
+            if self._in_message and self._request is None:
+                # Which attack: one field without end, which the parser keeps until it ends.
+                self._head_size += len(data)
+                if self._head_size > self._server.limits.head:
+                    self._refuse(_UNPARSABLE)
+
+    def _take(self, request: Request) -> None:
+        """Have a request answered after those before it."""
+        self._queue.append((request, None))
+        if not request.keep_alive:
+            self._end_reading()
+        elif len(self._queue) > _MOST_PIPELINED:
+            raise _RefusedError(_UNPARSABLE)
+        self._work_on()
+
+    def _refuse(self, response: Response) -> None:
+        if response.status != 413:
+            self._server.refused("unparsable")
+        self._queue.append((None, response))
+        self._end_reading()
+        self._work_on()
+
+    def _end_reading(self) -> None:
+        """Whatever comes from now on is thrown away."""
+        self._is_ending = True
+        self._in_message = False
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._transport is not None and self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    # ---- answering
+
+    def _work_on(self) -> None:
+        self._deadline = _NEVER
+        self._is_expected = False
+        if self._task is None:
+            self._task = self._loop.create_task(self._work())
+        elif not self._is_ending:
+            # Somebody sends ahead; it may wait in the kernel.
+            self._pause()
+
+    async def _work(self) -> None:
+        """Answer what is queued, in order."""
+        try:
+            while self._queue:
+                request, refusal = self._queue.popleft()
+                response = refusal or await self._respond(request)
+                keep = request is not None and request.keep_alive and not self._server.answering.draining
+                self._write(encode(response, request, self._server.date(), close=not keep))
+                if not keep:
+                    self._close()
+                    return
+                if self._drained is not None:
+                    await self._drained
+        finally:
+            self._task = None
+        self._resume()
+        if self._in_message:
+            self._expect(self._server.limits.header_time, is_expected=True)
+        else:
+            self._expect(self._server.limits.idle_time, is_expected=False)
+
+    async def _respond(self, request: Request | None) -> Response:
+        assert request is not None
+        try:
+            return await self._server.answering.respond(request)
+        except Exception:
+            log.exception("bug while answering %s", self.client_address)
+            self._queue.clear()
+            self._end_reading()
+            return _BUG
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _close(self) -> None:
+        """Close once the answers are read; what the client still sends would make the kernel throw them away."""
+        transport = self._transport
+        self._is_ending = True
+        self._queue.clear()
+        if transport is None:
+            return
+        self._resume()
+        with contextlib.suppress(OSError):
+            transport.write_eof()
+        self._timer_at = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_LINGER_SECONDS, transport.close)
+
+    def close(self) -> None:
+        """Close now, whatever is under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- clocks
+
+    def _expect(self, seconds: float, *, is_expected: bool) -> None:
+        """Have the connection end in so many seconds unless something comes; ``is_expected``: a whole request."""
+        if self._transport is None or self._is_ending:
+            return
+        self._deadline = self._loop.time() + seconds
+        self._is_expected = is_expected
+        if self._deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._check)
+
+    def _check(self) -> None:
+        # One timer serves many requests: it is moved when it fires, not at each request.
         self._timer = None
-        if self._deadline is None or self.transport is None:
+        self._timer_at = _NEVER
+        if self._transport is None or self._deadline == _NEVER:
             return
         if self._loop.time() < self._deadline:
-            # One timer serves many requests: it is moved when it fires, not at each request.
-            self._timer = self._loop.call_at(self._deadline, self._check_headers)
-            return
-        self.transport.write(_TOO_SLOW)
-        self._cut("slow headers")
-
-    def _cut(self, reason: str) -> None:
-        self._metrics.refused_connections.labels(reason).inc()
-        transport = self.transport
-        self.force_close()
-        if transport is not None and reason == "unread answers":
-            # close() would wait for the buffer to drain, which is what doesn't happen.
-            transport.abort()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer in one line what aiohttp couldn't parse or what went wrong in here, and close."""
-        if status == 500:
-            log.error("bug while answering %s", self.client_address, exc_info=exc)
-            line = "internal error of the kiam agent"
+            self._start_timer()
+        elif self._is_expected:
+            # Which attack: headers or a body that come a byte at a time, called Slowloris.
+            self._server.refused("slow headers")
+            self._write(encode(_TOO_SLOW, None, self._server.date(), close=True))
+            self._end_reading()
+            self._close()
         else:
-            self._metrics.refused_connections.labels("unparsable").inc()
-            line = "the request can't be parsed"
-        answer = web.Response(status=status, text=line + "\n", headers={"Server": "kiam"})
-        answer.force_close()
-        return answer
+            self._transport.close()
+
+    def _cut_unread(self) -> None:
+        self._server.refused("unread answers")
+        # close() would wait for the buffer to drain, which is what doesn't happen.
+        self.close()
 
 
-class _Parser:
-    """aiohttp's parser, with what can be answered at once taken out before it is queued for a task."""
-
-    __slots__ = ("_connection", "_parser", "feed_eof", "message_consumed", "pause_reading", "set_upgraded")
-
-    def __init__(self, parser: Any, connection: Connection) -> None:
-        self._parser = parser
-        self._connection = connection
-        self.feed_eof = parser.feed_eof
-        self.message_consumed = parser.message_consumed
-        self.pause_reading = parser.pause_reading
-        self.set_upgraded = parser.set_upgraded
-
-    def feed_data(self, data: bytes) -> tuple[Sequence[tuple[RawRequestMessage, Any]], bool, bytes]:
-        parsed: tuple[Sequence[tuple[RawRequestMessage, Any]], bool, bytes] = self._parser.feed_data(data)
-        messages = parsed[0]
-        if len(messages) == 1 and not parsed[1] and self._connection.answer_at_once(*messages[0]):
-            self.message_consumed()
-            return _NOTHING_PARSED
-        return parsed
-
-
-class PodServer(web.Server):
-    """Makes the connections, and counts them by client."""
-
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        limits: Limits,
-        metrics: AgentMetrics,
-        at_once: AtOnce = lambda address, target: None,
-    ) -> None:
-        """``at_once`` is asked first, for plain requests; ``handler`` answers what it doesn't."""
-        # handler_cancellation: a pod that hangs up while it waits stops being waited for.
-        super().__init__(handler, handler_cancellation=True)
-        self._limits = limits
-        self._metrics = metrics
-        self._at_once = at_once
-        self._clients: dict[str, int] = {}
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    def __call__(self) -> Connection:
-        """Make the protocol of one connection."""
-        return Connection(
-            self,
-            self._limits,
-            self._metrics,
-            self._at_once,
-            loop=self._loop,
-            keepalive_timeout=self._limits.idle_time,
-            max_line_size=self._limits.line,
-            max_field_size=self._limits.field,
-            max_headers=self._limits.fields,
-            lingering_time=_LINGERING,
-            auto_decompress=False,
-            access_log=None,
-        )
-
-    def admit(self, address: str) -> bool:
-        """Count a connection in; False if the client has too many. Each call is paired with :meth:`leave`."""
-        open_connections = self._clients.get(address, 0) + 1
-        self._clients[address] = open_connections
-        self._empty.clear()
-        return open_connections <= self._limits.connections
-
-    def leave(self, address: str) -> None:
-        """Count a connection out."""
-        left = self._clients[address] - 1
-        if left:
-            self._clients[address] = left
-        else:
-            del self._clients[address]
-            if not self._clients:
-                self._empty.set()
-
-    async def drain(self, seconds: float) -> None:
-        """Wait until the open connections are gone, at most so long, then close what is left.
-
-        Idle ones aren't closed at once: a client may be sending its next request this very moment, and would see the
-        connection reset. It gets its answer, and with it ``Connection: close``.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._empty.wait()
-        await self.shutdown(timeout=0.5)
+def _expects_continue(request: Request) -> bool:
+    return any(value.casefold() == "100-continue" for value in request.values("expect"))

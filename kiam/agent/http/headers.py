@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 _HOP_BY_HOP = frozenset(
     {
@@ -42,10 +42,10 @@ def passed_headers(fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str
         yield name, value
 
 
-def was_forwarded(names: Container[str]) -> bool:
-    """Whether a reverse proxy passed a request on, by header names that are compared without case.
+def was_forwarded(fields: Iterable[tuple[str, str]]) -> bool:
+    """Whether a reverse proxy passed a request on, by the names of its fields in lower case.
 
     ``X-Forwarded-For`` is what the real service looks for; ``Forwarded`` is the same in RFC 7239. ``Via`` is not looked
     at, as the real service doesn't: forward proxies send it, which pods are set up to use.
     """
-    return "X-Forwarded-For" in names or "Forwarded" in names
+    return any(name in ("x-forwarded-for", "forwarded") for name, _ in fields)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
 from ipaddress import ip_address
+from time import monotonic
 from typing import Any
+
+from kiam.agent.core.failures import RequestFailure
+from kiam.agent.core.identities import PodIdentities
+from kiam.agent.http.messages import Request
+
+log = logging.getLogger(__name__)
+
+_LOG_EVERY = 1.0
+_MOST_REMEMBERED = 4096
 
 _LONGEST = 200
 """Characters of a target or a header's value: the log is the node's, and pods write it."""
@@ -18,23 +28,54 @@ def printable(text: str) -> str:
     return text[:_LONGEST].encode("ascii", "backslashreplace").decode().translate(_VISIBLE)
 
 
-def request_fields(
-    peer: Any, method: str, target: str, headers: Iterable[tuple[str, str]], status: int
-) -> dict[str, object]:
-    """The fields that conventional kiam logs of a request, with its names; ``peer`` is the socket's peername.
+def log_fields(request: Request, status: int, identities: PodIdentities) -> dict[str, object]:
+    """The request and its pod in the fields that conventional kiam logs, with its names.
 
     Header values that are worth something to a reader of the log (tokens) are left out.
     """
     shown: dict[str, list[str]] = {}
-    for name, value in list(headers)[:_MOST_HEADERS]:
-        shown.setdefault(printable(name), []).append("***" if name.casefold() in _SECRET else printable(value))
-    return {
-        "addr": _host_and_port(peer),
-        "method": printable(method),
-        "path": printable(target.partition("?")[0]),
+    for name, value in request.fields[:_MOST_HEADERS]:
+        shown.setdefault(printable(_canonical(name)), []).append("***" if name in _SECRET else printable(value))
+    fields: dict[str, object] = {
+        "addr": _host_and_port(request.peer),
+        "method": printable(request.method),
+        "path": printable(request.target.partition("?")[0]),
         "status": status,
         "headers": shown,
+        "pod.ip": request.client,
     }
+    pod = identities.known_pod(request.client)
+    if pod is not None:
+        fields |= {"pod.namespace": pod.namespace, "pod.name": pod.name, "pod.iam.role": pod.role}
+    return fields
+
+
+class RefusalLog:
+    """Logs refusals: one a second for each client and status, so that no pod floods the log."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def tell(self, request: Request, failure: RequestFailure, identities: PodIdentities) -> None:
+        """Log one, if it is news."""
+        is_news = failure.status != 404 and self._is_news(f"{request.client} {failure.status}")
+        level = logging.WARNING if is_news else logging.DEBUG
+        if log.isEnabledFor(level):
+            log.log(level, "request refused: %s", failure, extra=log_fields(request, failure.status, identities))
+
+    def _is_news(self, kind: str) -> bool:
+        now = monotonic()
+        if now - self._told.get(kind, -_LOG_EVERY) < _LOG_EVERY:
+            return False
+        if len(self._told) > _MOST_REMEMBERED:
+            self._told.clear()
+        self._told[kind] = now
+        return True
+
+
+def _canonical(name: str) -> str:
+    """As Go writes a field's name, whatever its case was."""
+    return "-".join(part.capitalize() for part in name.split("-"))
 
 
 def _host_and_port(peer: Any) -> str:

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from kiam.agent.http.connection import PodServer
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.listener import BACKLOG, is_served, steer_away
+from kiam.agent.http.pod_server import PodServer
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import AgentSettings
 from kiam.durations import format_duration
@@ -31,7 +31,7 @@ class Serving:
     def __init__(self, settings: AgentSettings, handlers: Handlers, metrics: AgentMetrics) -> None:
         self._settings = settings
         self._handlers = handlers
-        self._pods = PodServer(handlers, settings.limits, metrics, handlers.at_once)
+        self._pods = PodServer(handlers, settings.limits, metrics)
         self._sock: socket.socket | None = None
 
     @property

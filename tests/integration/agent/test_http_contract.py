@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -193,12 +196,114 @@ def test_ip_query_with_the_flag(agent: RunningAgent, tmp_path: object, pki: Pki,
 TOKEN_TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 
 
-def test_token_is_always_passed_on(agent: RunningAgent, aws: AwsProcess) -> None:
-    answer = agent.ask("/latest/api/token", POD, method="PUT", headers={TOKEN_TTL: "60", "Via": "1.1 proxy"})
-    assert answer.status == 200
-    assert len(answer.body) > 20
-    assert answer.headers["x-aws-ec2-metadata-token-ttl-seconds"] == "60"
-    assert aws.forwarded_for() == 0
+TOKEN = "X-aws-ec2-metadata-token"
+
+
+def get_token(agent: RunningAgent, pod: str = POD, ttl: str = "60") -> str:
+    answer = agent.ask("/latest/api/token", pod, method="PUT", headers={TOKEN_TTL: ttl, "Via": "1.1 proxy"})
+    assert answer.status == 200, answer.text
+    assert answer.headers["x-aws-ec2-metadata-token-ttl-seconds"] == ttl
+    return answer.text
+
+
+@contextmanager
+def agent_with(
+    tmp_path: Path, pki: Pki, server: ConventionalServer, aws: AwsProcess, *flags: str
+) -> Iterator[RunningAgent]:
+    routes = "--allow-route-regexp=^/latest/meta-data/instance-id$"
+    upstream = f"--instance-metadata-url={aws.imds_url}"
+    with running_agent(tmp_path, f"localhost:{server.port}", pki.agent, upstream, routes, *flags) as agent:
+        yield agent
+
+
+def test_token_is_the_agents_own_and_good_for_its_pod_alone(agent: RunningAgent, aws: AwsProcess) -> None:
+    aws.forget_calls()
+    token = get_token(agent)
+    assert agent.ask(CREDENTIALS, POD, headers={TOKEN: token}).body == b"app"
+    assert agent.ask(CREDENTIALS + "app", POD, headers={TOKEN: token}).status == 200
+    assert agent.ask(CREDENTIALS, PATH_POD, headers={TOKEN: token}).status == 401
+    assert agent.ask(CREDENTIALS, POD, headers={TOKEN: "x"}).status == 401
+    assert agent.ask(CREDENTIALS, POD).body == b"app"
+    assert aws.imds_requests() == {}
+
+
+@pytest.mark.parametrize("ttl", [None, "0", "21601", "x"])
+def test_token_with_a_wrong_life_is_400(agent: RunningAgent, ttl: str | None) -> None:
+    headers = {} if ttl is None else {TOKEN_TTL: ttl}
+    assert agent.ask("/latest/api/token", POD, method="PUT", headers=headers).status == 400
+
+
+def test_token_outlives_the_agent(tmp_path: Path, pki: Pki, server: ConventionalServer, aws: AwsProcess) -> None:
+    """Old and new agent share the port in a roll-over; neither may refuse the other's tokens."""
+    with agent_with(tmp_path, pki, server, aws) as old:
+        token = get_token(old)
+    with agent_with(tmp_path, pki, server, aws) as new:
+        assert new.ask(CREDENTIALS, POD, headers={TOKEN: token}).status == 200
+
+
+def test_required_token_is_demanded_of_credentials_and_of_what_is_passed_on(
+    tmp_path: Path, pki: Pki, server: ConventionalServer, aws: AwsProcess
+) -> None:
+    with agent_with(tmp_path, pki, server, aws, "--imds-tokens=required") as agent:
+        token = get_token(agent)
+        for path in (CREDENTIALS, CREDENTIALS + "app", "/latest/meta-data/instance-id"):
+            assert agent.ask(path, POD).status == 401
+            assert agent.ask(path, POD, headers={TOKEN: token}).status == 200
+        assert agent.ask("/ping", POD).status == 200
+
+
+def test_credentials_come_with_the_real_service_away(agent: RunningAgent, aws: AwsProcess) -> None:
+    """15 of 48 clients got none while the real service refused tokens."""
+    aws.faults(imds="unavailable")
+    try:
+        token = get_token(agent)
+        assert agent.ask(CREDENTIALS + "app", POD, headers={TOKEN: token}).status == 200
+    finally:
+        aws.faults()
+
+
+def test_token_is_passed_on_if_that_is_wished(
+    tmp_path: Path, pki: Pki, server: ConventionalServer, aws: AwsProcess
+) -> None:
+    with agent_with(tmp_path, pki, server, aws, "--imds-tokens=passed-on") as agent:
+        aws.faults(require_token=True)
+        try:
+            token = get_token(agent)
+            assert agent.ask("/latest/meta-data/instance-id", POD).status == 401
+            answer = agent.ask("/latest/meta-data/instance-id", POD, headers={TOKEN: token})
+            assert (answer.status, answer.text) == (200, INSTANCE_ID)
+        finally:
+            aws.faults()
+        assert agent.ask(CREDENTIALS, POD, headers={TOKEN: "junk, as with conventional kiam"}).status == 200
+        assert aws.forwarded_for() == 0
+        refused = agent.ask("/latest/api/token", POD, method="PUT", headers={TOKEN_TTL: "60", "Forwarded": "for=x"})
+        assert refused.status == 403
+
+
+def test_one_pod_may_ask_for_tokens_without_end(agent: RunningAgent) -> None:
+    def ask(_: int) -> set[int]:
+        connection = http.client.HTTPConnection("127.0.0.1", agent.port, timeout=15, source_address=(POD, 0))
+        statuses = set()
+        for _ in range(500):
+            connection.request("PUT", "/latest/api/token", headers={TOKEN_TTL: "60"})
+            response = connection.getresponse()
+            response.read()
+            statuses.add(response.status)
+        connection.close()
+        return statuses
+
+    with ThreadPoolExecutor(3) as clients:
+        assert set().union(*clients.map(ask, range(3))) == {200}
+
+
+def test_300_first_requests_of_a_pod_at_once_are_answered(agent: RunningAgent, server: ConventionalServer) -> None:
+    pod = "127.0.0.22"
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(agent.connect(pod)) for _ in range(300)]
+        for sock in sockets:
+            sock.sendall(b"GET " + CREDENTIALS.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.pods.roles[pod] = "app"
+        assert {sock.recv(65536)[-7:] for sock in sockets} == {b"\r\n\r\napp"}
 
 
 @pytest.mark.parametrize("field", ["X-Forwarded-For", "x-forwarded-for", "Forwarded"])
@@ -227,12 +332,12 @@ def test_request_is_logged_in_conventional_fields_and_without_its_token(
     tmp_path: Path, pki: Pki, server: ConventionalServer
 ) -> None:
     with running_agent(tmp_path, f"localhost:{server.port}", pki.agent, "--json-log", "--level=debug") as agent:
-        agent.ask(
-            f"{CREDENTIALS}app?x=1", POD, headers={"X-aws-ec2-metadata-token": "worth-something", "X-Odd": "a\tb"}
-        )
+        token = get_token(agent)
+        agent.ask(f"{CREDENTIALS}app?x=1", POD, headers={TOKEN: token, "x-odd": "a\tb"})
         agent.ask(f"{CREDENTIALS}other", POD)
         lines = [json.loads(line) for line in agent.process.output().splitlines() if line.startswith("{")]
-        assert "worth-something" not in agent.process.output()
+        assert len(token) == 56
+        assert token not in agent.process.output()
     answered, refused = (
         next(line for line in lines if line.get("path") == path)
         for path in (f"{CREDENTIALS}app", f"{CREDENTIALS}other")
@@ -240,21 +345,21 @@ def test_request_is_logged_in_conventional_fields_and_without_its_token(
     assert (answered["level"], answered["msg"]) == ("debug", "processed request")
     assert (answered["method"], answered["status"], answered["pod.ip"]) == ("GET", 200, POD)
     assert re.fullmatch(re.escape(POD) + r":\d+", answered["addr"])
-    assert answered["headers"]["X-aws-ec2-metadata-token"] == ["***"]
+    assert answered["headers"]["X-Aws-Ec2-Metadata-Token"] == ["***"]
     assert answered["headers"]["X-Odd"] == ["a\\x09b"]
     assert (refused["level"], refused["status"]) == ("warning", 403)
     assert refused["msg"] == "request refused: forbidden by policy"
 
 
-def test_allowed_route_is_passed_on_with_its_token(agent: RunningAgent, aws: AwsProcess) -> None:
+def test_allowed_route_is_passed_on_with_the_agents_token(agent: RunningAgent, aws: AwsProcess) -> None:
     aws.faults(require_token=True)
     try:
-        assert agent.ask("/latest/meta-data/instance-id", POD).status == 401
-        token = agent.ask(
-            "/latest/api/token", POD, method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
-        ).text
-        answer = agent.ask("/latest/meta-data/instance-id", POD, headers={"X-aws-ec2-metadata-token": token})
-        assert (answer.status, answer.text) == (200, INSTANCE_ID)
+        for headers in ({}, {TOKEN: get_token(agent)}):
+            answer = agent.ask("/latest/meta-data/instance-id", POD, headers=headers)
+            assert (answer.status, answer.text) == (200, INSTANCE_ID)
+        assert agent.ask("/latest/meta-data/instance-id", POD, headers={TOKEN: "wrong"}).status == 401
+        head = agent.ask("/latest/meta-data/instance-id", POD, method="HEAD")
+        assert (head.status, head.body) == (200, b"")
     finally:
         aws.faults()
 

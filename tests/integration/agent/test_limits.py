@@ -12,17 +12,20 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from kiam.agent.core.failures import NotYetKnown
 from kiam.agent.core.identities import KnownPod
-from kiam.agent.http.connection import PodServer
+from kiam.agent.http.connection import BodyUse
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.instance_metadata import InstanceMetadata
+from kiam.agent.http.messages import Plain, Request, Response
+from kiam.agent.http.pod_server import PodServer
 from kiam.agent.http.proxy import PassingOn, RouteFilter
+from kiam.agent.http.token_desk import TokenDesk
+from kiam.agent.http.tokens import SessionTokens
 from kiam.agent.metrics import AgentMetrics
-from kiam.agent.settings import Limits
+from kiam.agent.settings import Limits, TokenMode
 from tests.integration.agent.conftest import free_port, running_agent
 from tests.sandbox.pki import Pki
 
@@ -134,8 +137,10 @@ async def bench() -> AsyncIterator[Bench]:
     url = f"http://127.0.0.1:{real.sockets[0].getsockname()[1]}"
     async with InstanceMetadata(url, timeout=1.0) as service:
         passing_on = PassingOn(service, RouteFilter("^/latest/meta-data/(instance-id|slow|big)$"), LIMITS, 1.0)
-        handlers = Handlers(held, passing_on, service, metrics, LIMITS, allow_ip_query=False)
-        pods = PodServer(handlers, LIMITS, metrics, handlers.at_once)
+        tokens = SessionTokens(lambda: b"key", "127.0.0.1")
+        desk = TokenDesk(held, tokens, TokenMode.PASSED_ON, lambda address: address != "127.0.0.9", metrics)
+        handlers = Handlers(held, desk, passing_on, service, metrics, LIMITS, allow_ip_query=False)
+        pods = PodServer(handlers, LIMITS, metrics)
         server = await loop.create_server(pods, "127.0.0.1", 0)
         made = Bench(registry, server.sockets[0].getsockname()[1], held, handlers, pods, seen)
         answering.append(made)
@@ -256,7 +261,7 @@ async def test_request_body_is_bounded(bench: Bench) -> None:
 
 async def test_body_that_never_comes_is_cut(bench: Bench) -> None:
     answer = await bench.send(b"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-    assert answer.startswith(b"HTTP/1.1 502 ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
     assert bench.seen == []
 
 
@@ -320,14 +325,26 @@ async def test_service_that_says_nothing_is_given_up(bench: Bench) -> None:
     assert answer.startswith(b"HTTP/1.1 502 ")
 
 
+class Big:
+    """Answers everything with more than any socket's buffers hold."""
+
+    draining = False
+
+    def at_once(self, address: str, plain: Plain) -> bytes | None:
+        return None
+
+    def body_use(self, request: Request) -> BodyUse:
+        return BodyUse.UNREAD
+
+    async def respond(self, request: Request) -> Response:
+        return Response(200, b"a" * 8_000_000)
+
+
 async def test_client_that_reads_nothing_is_cut() -> None:
     registry = CollectorRegistry()
     metrics = AgentMetrics(registry)
 
-    async def big(request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=b"a" * 8_000_000)
-
-    pods = PodServer(big, LIMITS, metrics)
+    pods = PodServer(Big(), LIMITS, metrics)
     server = await asyncio.get_running_loop().create_server(pods, "127.0.0.1", 0)
     with socket.create_connection(server.sockets[0].getsockname()) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -360,10 +377,7 @@ def test_pods_with_many_connections_leave_descriptors_for_the_others(tmp_path: P
 async def test_link_local_ipv6_client_is_refused(address: str, refused: bool) -> None:
     """Whoever may send raw packets has 2**64 of these addresses, with as many connections each as a pod may have."""
 
-    async def never(request: web.BaseRequest) -> web.StreamResponse:
-        raise AssertionError
-
-    pods = PodServer(never, LIMITS, AgentMetrics(CollectorRegistry()))
+    pods = PodServer(Big(), LIMITS, AgentMetrics(CollectorRegistry()))
     transport = Mock(spec=asyncio.Transport)
     transport.get_extra_info.side_effect = lambda name: (address, 40000, 0, 7) if name == "peername" else None
     connection = pods()

@@ -112,18 +112,18 @@ class TestCredentials:
 
 
 class TestTokens:
-    def test_come_from_instance_metadata_and_work_there(self, box: NodeInABox, make_pod: PodMaker) -> None:
-        box.aws.forget_calls()
-        pod = make_pod("app")
-        for version in ("latest", "2016-09-02"):
-            answer = pod.ask(
-                f"/{version}/api/token",
-                "PUT",
-                {TOKEN_TTL: "60", "Via": "1.1 proxy"},
-            )
-            assert answer.status == 200, answer.text
-            assert box.ask_from_host("/latest/meta-data/instance-id", headers={TOKEN: answer.text}).text == INSTANCE_ID
-        assert box.aws.forwarded_for() == 0
+    def test_are_the_agents_own_and_need_no_instance_metadata(self, box: NodeInABox, make_pod: PodMaker) -> None:
+        box.aws.faults(imds="unavailable")
+        pod, other = make_pod("app"), make_pod("app")
+        token = pod.ask("/2016-09-02/api/token", "PUT", {TOKEN_TTL: "60", "Via": "1.1 proxy"}).text
+        assert pod.ask(f"{CREDENTIALS}app", headers={TOKEN: token}).status == 200
+        assert other.ask(f"{CREDENTIALS}app", headers={TOKEN: token}).status == 401
+
+    def test_are_demanded_of_a_pod_that_is_annotated_so(self, make_pod: PodMaker) -> None:
+        pod = make_pod("app", annotations={"iam.amazonaws.com/imds-tokens": "required"})
+        token = pod.ask("/latest/api/token", "PUT", {TOKEN_TTL: "60"}).text
+        assert pod.ask(CREDENTIALS, headers={TOKEN: token}).status == 200
+        assert pod.ask(CREDENTIALS).status == 401
 
     @pytest.mark.parametrize("field", ["X-Forwarded-For", "Forwarded"])
     def test_are_refused_to_reverse_proxies(self, make_pod: PodMaker, field: str) -> None:
