@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
-from kiam.agent.clock import SystemClock, notice_steps
+from kiam.agent.clock_steps import notice_steps
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
 from kiam.agent.control.node_stream import StreamFollower
@@ -31,6 +31,7 @@ from kiam.agent.kernel.watcher import KernelWatcher
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
 from kiam.agent.settings import AgentSettings
+from kiam.clocks import SystemClock
 from kiam.grpc_metrics import client_interceptors
 from kiam.telemetry import serve_telemetry
 from kiam.tls.certificates import Side

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from kiam.agent.clock import Clock
 from kiam.agent.control.unary import Word
 from kiam.agent.core.failures import Forbidden, NotYetKnown, RequestFailure, ServerAway
 from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.core.routes import Route
 from kiam.agent.metrics import AgentMetrics
+from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class NodeIdentities:
 
     def asked(self) -> float:
         """A stream is being asked for; when that is, for :meth:`stream_opened`."""
-        now = self._clock.now()
+        now = self._clock.elapsed()
         self.core.asked(now)
         return now
 
@@ -85,7 +85,7 @@ class NodeIdentities:
         """Take in one update of the stream."""
         # First what the kernel has told before it: an address may have changed hands.
         self._kernel.catch_up()
-        self.core.apply(update, self._clock.now())
+        self.core.apply(update, self._clock.elapsed())
         if update.HasField("pod"):
             self.node_is_known(True)
         self._kernel.settle()
@@ -99,12 +99,12 @@ class NodeIdentities:
         """The stream broke."""
         if self.core.stream is Stream.LIVE:
             self._away_since = self._clock.wall()
-        self.core.stream_lost(self._clock.now())
+        self.core.stream_lost(self._clock.elapsed())
         self.heard()
 
     def no_stream(self) -> None:
         """The server has no streams."""
-        self.core.no_stream(self._clock.now())
+        self.core.no_stream(self._clock.elapsed())
         self.heard()
 
     def heard(self) -> None:
@@ -119,7 +119,7 @@ class NodeIdentities:
         while True:
             self._heard.clear()
             due = self.core.ask_at()
-            left = None if due is None else due - self._clock.now()
+            left = None if due is None else due - self._clock.elapsed()
             if left is not None and left <= 0:
                 return
             try:
@@ -133,19 +133,19 @@ class NodeIdentities:
     def known_pod(self, address: str) -> KnownPod | None:
         """The pod at an address, if memory may answer for it."""
         self._catch_up()
-        pod = self.core.pod(address, self._clock.now())
+        pod = self.core.pod(address, self._clock.elapsed())
         return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role, pod.imds_tokens)
 
     def role_now(self, address: str) -> bytes | None:
         """From memory, if it may answer."""
         self._catch_up()
-        return self._count(self.core.role(address, self._clock.now()))
+        return self._count(self.core.role(address, self._clock.elapsed()))
 
     def credentials_now(self, address: str, role: str) -> bytes | None:
         """From memory, if it may answer."""
         self._catch_up()
         try:
-            return self._count(self.core.credentials(address, role, self._clock.now(), self._clock.wall()))
+            return self._count(self.core.credentials(address, role, self._clock.elapsed(), self._clock.wall()))
         except Forbidden:
             self._report(address, role)
             raise

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from grpc import aio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
-from kiam.agent.clock import Clock
 from kiam.agent.control.channel import ServerClient
 from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, understand
 from kiam.agent.core.failures import NotYetKnown, RequestFailure, ServerAway, empty_role
 from kiam.agent.core.rendering import render_credentials
+from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Word:
 
     body: bytes
     asked_at: float
-    """When it was asked, by :meth:`kiam.agent.clock.Clock.now`."""
+    """When it was asked, by :meth:`kiam.clocks.Clock.elapsed`."""
     age: float | None
     """Seconds before which the server's watch was last proved to be up to date; None: it doesn't say."""
 
@@ -115,7 +115,7 @@ class UnaryCalls:
     async def _once(self, method: Callable[..., Awaitable[T]], request: Any, deadline: float) -> tuple[T, float]:
         """The answer, and when it was asked for."""
         left = deadline - asyncio.get_running_loop().time()
-        asked_at = self._clock.now()
+        asked_at = self._clock.elapsed()
         try:
             # wait_for_ready: a server that isn't there yet is waited for, and asked the moment it is.
             return await method(request, timeout=max(left, 0.001), wait_for_ready=True), asked_at

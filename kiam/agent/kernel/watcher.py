@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Self
 
-from kiam.agent.clock import Clock
 from kiam.agent.core.node import NodeCore
 from kiam.agent.core.routes import Route
 from kiam.agent.kernel.rtnetlink import Changes, ChangesLostError, Questions
+from kiam.clocks import Clock
 from kiam.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class KernelWatcher:
         changed = False
         try:
             for change in self._changes.read():
-                self._core.addresses.kernel_changed(change, self._clock.now())
+                self._core.addresses.kernel_changed(change, self._clock.elapsed())
                 changed = True
         except ChangesLostError:
             log.warning("kernel notifications were lost: the routes to all pods are looked at anew")
@@ -70,7 +70,9 @@ class KernelWatcher:
         """Look up the routes that the core wants to know, and have the kernel resolve what it wants resolved."""
         addresses = self._core.addresses
         while (address := addresses.next_look_up()) is not None:
-            addresses.route_is(address, self.route_to(address), self._clock.now(), is_informed=self._core.is_informed)
+            addresses.route_is(
+                address, self.route_to(address), self._clock.elapsed(), is_informed=self._core.is_informed
+            )
         for link, address in addresses.take_resolutions():
             self._questions.resolve(link, address)
 
@@ -79,4 +81,4 @@ class KernelWatcher:
         return self._questions.route_to(address)
 
     def _read_everything(self, *, is_first: bool) -> None:
-        self._core.addresses.kernel_is(self._questions.everything(), self._clock.now(), is_first=is_first)
+        self._core.addresses.kernel_is(self._questions.everything(), self._clock.elapsed(), is_first=is_first)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from kiam.server.aws.clock import Clock, StepWatch
+from kiam.clocks import Clock, StepWatch
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Alarms(Generic[KeyT]):
         self._clock = clock
         self._ring = ring
         self._stepped = stepped
-        self._steps = StepWatch(clock)
+        self._steps = StepWatch(clock.wall, clock.elapsed)
         self._due: dict[KeyT, float] = {}
         self._heap: list[tuple[float, int, KeyT]] = []
         self._number = 0

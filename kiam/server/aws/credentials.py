@@ -11,10 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+from kiam.clocks import Clock, SystemClock
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.alarms import Alarms
-from kiam.server.aws.clock import Clock, SystemClock
 from kiam.server.aws.contract import STS, Issued, STSError
 from kiam.server.aws.lifetime import Held, backoff_delay, format_time, hold
 from kiam.server.aws.metrics import Metrics

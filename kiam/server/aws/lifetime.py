@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 
 from tenacity import RetryCallState, Retrying, wait_exponential_jitter
 
+from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
-from kiam.server.aws.clock import Clock
 from kiam.server.aws.contract import THROTTLING, Issued
 
 REFUSED_BACKOFF = wait_exponential_jitter(multiplier=2, max=60, jitter=1)

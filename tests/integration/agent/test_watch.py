@@ -14,7 +14,6 @@ import pytest
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
-from kiam.agent.clock import SystemClock
 from kiam.agent.control import node_stream
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
@@ -22,6 +21,7 @@ from kiam.agent.control.unary import UnaryCalls
 from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import ServerSettings
+from kiam.clocks import SystemClock
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls.certificates import Side
 from kiam.tls.reload import TLSReloader

@@ -9,7 +9,6 @@ from time import time
 import pytest
 from prometheus_client import CollectorRegistry
 
-from kiam.agent.clock import Clock
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.unary import Word
 from kiam.agent.core.failures import CredentialsUnavailable, Forbidden, NotYetKnown, RequestFailure, ServerAway
@@ -17,6 +16,7 @@ from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.core.routes import Link, LinkChange, Route
 from kiam.agent.metrics import AgentMetrics
+from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
 from tests.unit.agent.test_pods import BASE, A, B, credentials, failed, pod, withdrawn
 
@@ -30,7 +30,7 @@ class ManualClock:
     def __init__(self) -> None:
         self.at, self.offset = 1000.0, time() - 1000.0
 
-    def now(self) -> float:
+    def elapsed(self) -> float:
         return self.at
 
     def wall(self) -> float:
@@ -45,7 +45,7 @@ class Kernel:
         self.routes: dict[str, int] = {}
         self._links = 10
         self.caught_up = 0
-        core.addresses.kernel_is([], clock.now(), is_first=True)
+        core.addresses.kernel_is([], clock.elapsed(), is_first=True)
         self.heard: Callable[[], None] = lambda: None
 
     def plug(self, address: str) -> None:
@@ -57,7 +57,7 @@ class Kernel:
         self._tell(LinkChange(Link(self.routes.pop(address), "veth", 0), gone=True))
 
     def _tell(self, change: LinkChange) -> None:
-        self._core.addresses.kernel_changed(change, self._clock.now())
+        self._core.addresses.kernel_changed(change, self._clock.elapsed())
         self.settle()
         self.heard()
 
@@ -68,7 +68,7 @@ class Kernel:
         addresses = self._core.addresses
         while (address := addresses.next_look_up()) is not None:
             route = self.route_to(address)
-            addresses.route_is(address, route, self._clock.now(), is_informed=self._core.is_informed)
+            addresses.route_is(address, route, self._clock.elapsed(), is_informed=self._core.is_informed)
 
     def route_to(self, address: str) -> Route | None:
         link = self.routes.get(address)
@@ -94,7 +94,7 @@ class Server:
         return await self._answer(address, role, b"{from-server}\n")
 
     async def _answer(self, address: str, role: str, body: bytes) -> Word:
-        asked_at = self._clock.now()
+        asked_at = self._clock.elapsed()
         self.asked.append((address, role))
         await self.answers.wait()
         if self.failure is not None:

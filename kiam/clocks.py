@@ -1,8 +1,9 @@
-"""The two clocks that a lifetime is measured by."""
+"""The two clocks that lifetimes are measured by, on both halves, and noticing when they part."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 LEAST_STEP = 2.0
@@ -35,14 +36,16 @@ class SystemClock:
 
 
 class StepWatch:
-    """Notices that the wall clock was set."""
+    """Notices that a clock went otherwise than another: the wall clock was set, or timers stood still."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Callable[[], float], reference: Callable[[], float]) -> None:
+        """Both give seconds."""
         self._clock = clock
-        self._offset = clock.wall() - clock.elapsed()
+        self._reference = reference
+        self._offset = clock() - reference()
 
     def step(self) -> float:
-        """Seconds by which the wall clock was set forward (or back, negative) since the last look; 0: it wasn't."""
-        offset = self._clock.wall() - self._clock.elapsed()
+        """Seconds that the clock has gone further (or less far, negative) since the last look; 0: they agree."""
+        offset = self._clock() - self._reference()
         moved, self._offset = offset - self._offset, offset
         return moved if abs(moved) >= LEAST_STEP else 0.0
