@@ -424,6 +424,7 @@ CASES |= {
             "Issuer/kiam-selfsigned": True,
             "Issuer/kiam-ca": True,
             "Secret/kiam-agent": None,
+            "Secret/kiam-next-certificates": None,
             f"{AGENT_POD}.volumes[tls].secret.secretName": "kiam-agent-tls",
         }
         | {

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "prometheusRule.standard",
     "prometheusRule.runbooks",
     "selfSigned.validityDays",
+    "selfSigned.renewBeforeDays",
     "nameOverride",
     "fullnameOverride",
     "extraArgs",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.deploy.chart import Manifest, Values, at, find, manifests, merged
@@ -20,7 +21,7 @@ def secrets(*values: Values, **release: str) -> dict[str, dict[str, bytes]]:
             name: base64.b64decode(text) for name, text in manifest["data"].items()
         }
         for manifest in manifests(*values, **release)
-        if manifest["kind"] == "Secret"
+        if manifest["kind"] == "Secret" and not manifest["metadata"]["name"].endswith("-next-certificates")
     }
 
 
@@ -99,10 +100,16 @@ def test_the_authoritys_key_is_stored_nowhere() -> None:
     """Whoever has it can make an agent's certificate for any node."""
     for half, files in secrets().items():
         assert files.keys() == {"ca", "cert", "key"}, half
-        authority = x509.load_pem_x509_certificate(files["ca"])
         certificate = x509.load_pem_x509_certificate(files["cert"])
-        assert authority.public_key() != certificate.public_key()
+        for authority in x509.load_pem_x509_certificates(files["ca"]):
+            assert authority.public_key() != certificate.public_key()
         assert files["key"].count(b"BEGIN") == 1
+    following = find(manifests(), "Secret/kiam-next-certificates")["data"]
+    assert following.keys() == {"ca", "agent-cert", "agent-key", "server-cert", "server-key"}
+    authority = x509.load_pem_x509_certificate(base64.b64decode(following["ca"]))
+    for half in ("agent", "server"):
+        key = load_pem_private_key(base64.b64decode(following[f"{half}-key"]), None)
+        assert key.public_key() != authority.public_key()
 
 
 def test_file_names_are_followed() -> None:

@@ -269,6 +269,8 @@ def test_the_notes_tell_two_steps() -> None:
     assert "kiam dataplane verify" in text
     assert "pod-security.kubernetes.io/enforce=privileged" in text
     assert "WARNING" not in text
+    surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert "With a surge" not in notes(GIVEN_CERTIFICATES, at("agent.updateStrategy", surge))
 
 
 @pytest.mark.parametrize(
@@ -281,6 +283,7 @@ def test_the_notes_tell_two_steps() -> None:
         ),
         (at("agent.tlsSecret", None), "the\n  two will refuse each other"),
         (at("server.nodeAuthorization", True), "all agents share one"),
+        ({}, "pods of its node are refused for some 3 seconds. With a surge none is"),
         (at("server.useHostNetwork", True), "both want port 9620 of the host"),
         (at("server.service.targetPort", 9610), "agents connect to port 443 and servers listen on 9610"),
     ],

@@ -88,6 +88,7 @@
 - server.service.port
 - server.service.targetPort
 - selfSigned.validityDays
+- selfSigned.renewBeforeDays
 {{- range $half := list "agent" "server" }}
 - {{ $half }}.prometheus.port
 {{- range $probe := list "livenessProbe" "readinessProbe" }}
