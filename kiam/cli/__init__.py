@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from kiam import __version__
 from kiam.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 COMMANDS = {
     "agent": "run the node agent",
@@ -59,11 +63,26 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+class Output(io.FileIO):
+    """Standard output that remembers what kept it from being written, to tell that from a command's own errors."""
+
+    failure: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """As io.FileIO, whose errors it raises."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit code."""
     # Python has None for what was closed when it started.
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
+    output = _remembering() if sys.stdout is sys.__stdout__ else None
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)
@@ -73,13 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        if _can_be_written(sys.stdout):
+        if output is None or error is not output.failure:
             raise
-        _abandon(sys.stdout)
+        _abandon(output)
         if isinstance(error, BrokenPipeError):
             return READER_GONE
         _complain(f"kiam: standard output can't be written to: {error.strerror}")
         return 1
+
+
+def _remembering() -> Output:
+    """Put an Output below standard output."""
+    output = Output(sys.stdout.fileno(), "wb", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(output),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=output.isatty(),
+    )
+    return output
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -108,16 +139,7 @@ def _nowhere() -> TextIO:
     return open(os.devnull, "w")  # noqa: PTH123  # for as long as the process lives
 
 
-def _can_be_written(stream: TextIO) -> bool:
-    # What couldn't be written is still in the buffer, so it fails again.
-    try:
-        stream.flush()
-    except OSError:
-        return False
-    return True
-
-
-def _abandon(stream: TextIO) -> None:
+def _abandon(output: Output) -> None:
     """Have what is left in the buffer go nowhere, so that the interpreter doesn't stumble over it at its end."""
     with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), stream.fileno())
+        os.dup2(nowhere.fileno(), output.fileno())

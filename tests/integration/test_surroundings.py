@@ -1,0 +1,123 @@
+"""Every command in surroundings that lack something: one clear line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from kiam.cli import build_parser
+from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
+from tests.integration.verify.site import KIAM
+from tests.sandbox.cgroups import NodeCgroup
+from tests.sandbox.pki import make_pki
+from tests.unit.cli.test_main import leaves
+
+TLS = "--cert=pki/agent.pem --key=pki/agent-key.pem --ca=pki/ca.pem"
+REDIRECT = "--host=10.9.9.9 --port=8181 --host-interface=cali+"
+HERE = "--host=127.0.0.1 --port=8181"
+ARGUMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("agent",): (f"{TLS} --host=127.0.0.1 --port=8181 --dataplane=none", f"{TLS} --host=10.9.9.9 --dataplane=nftables"),
+    ("server",): (f"{TLS} --role-base-arn=arn:aws:iam::123456789012:role/ --bind=127.0.0.1:0 --kubeconfig=nowhere",),
+    ("dataplane", "install"): tuple(
+        f"--dataplane={name} {where}" for name in ("iptables", "nftables", "ebpf") for where in (REDIRECT, HERE)
+    ),
+    ("dataplane", "remove"): ("",),
+    ("dataplane", "status"): ("", f"{REDIRECT} --output=json"),
+    ("dataplane", "verify"): ("", REDIRECT, f"{REDIRECT} --dataplane=ebpf --output=json", "--fix --no-live"),
+    ("untaint",): ("--kubeconfig=nowhere",),
+    ("health",): (f"{TLS} --server-address=127.0.0.1:9",),
+    ("config", "check", "agent"): (f"{TLS} --host=10.9.9.9 --server-address=127.0.0.1:9", "--level=loud"),
+    ("config", "check", "server"): (f"{TLS} --role-base-arn=arn:aws:iam::123456789012:role/ --kubeconfig=nowhere",),
+    ("certs", "init"): ("--dir new",),
+    ("certs", "server"): ("--dir pki",),
+    ("certs", "agent"): ("--dir nowhere",),
+    ("completion",): ("bash",),
+    ("help",): ("", "dataplane verify"),
+}
+"""For each command there is: with which flags it is tried."""
+LEAVES = list(leaves(build_parser()))
+
+QUIET = "mount --make-rprivate /; "
+SURROUNDINGS: Mapping[str, str] = {
+    "nothing special": 'exec "$@"',
+    "standard output closed": 'exec "$@" >&-',
+    "standard output and error closed": 'exec "$@" >&- 2>&-',
+    "the reader gone": '{ sleep 0.2; exec "$@"; } | true; exit ${PIPESTATUS[0]}',
+    "a full disk behind standard output": 'exec "$@" >/dev/full',
+    "no capabilities": 'exec setpriv --inh-caps=-all --bounding-set=-all "$@"',
+    "no /proc/sys": QUIET + 'mount -t tmpfs none /proc/sys; exec "$@"',
+    "no /sys": QUIET + 'mount -t tmpfs none /sys; exec "$@"',
+    "read-only /run and /tmp": QUIET
+    + "for d in /run /tmp; do mount -t tmpfs none $d; mount -o remount,ro $d; done; "
+    + 'exec "$@"',
+    "a full disk": QUIET
+    + "mkdir -p new; mount -t tmpfs -o size=4k none new; cat /dev/zero >new/all 2>/dev/null; "
+    + 'TMPDIR=new exec "$@"',
+    "no tools": 'PATH=/nonexistent exec "$@"',
+    "no memory of who it is": 'exec env -i "$@"',
+}
+"""Each a piece of bash around ``"$@"``, run in network, mount and IPC namespaces of its own."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("surroundings")
+    make_pki(made / "pki")
+    return made
+
+
+@pytest.fixture(scope="module")
+def cgroup() -> Iterator[Path]:
+    # eBPF programs go to a cgroup of this test's own.
+    with NodeCgroup() as made:
+        yield made.root
+
+
+def test_every_command_is_tried() -> None:
+    assert set(LEAVES) - set(ARGUMENTS) == set()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("around", SURROUNDINGS)
+@pytest.mark.parametrize("command", ARGUMENTS, ids=" ".join)
+def test_no_command_ends_in_a_traceback(command: tuple[str, ...], around: str, folder: Path, cgroup: Path) -> None:
+    for flags in ARGUMENTS[command]:
+        code, said = run(SURROUNDINGS[around], [KIAM, *command, *shlex.split(flags)], folder, cgroup)
+        assert "Traceback" not in said, f"{' '.join(command)} {flags}:\n{said}"
+        assert "Exception ignored" not in said
+        # 124: it served until it was told to stop; 128 and more: what it wrote for had gone.
+        assert code in {0, 1, 2, 124, 141}, f"{' '.join(command)} {flags}: exit {code}:\n{said}"
+        if code == 1 and "closed" not in around and command not in TABLES:
+            assert said.strip(), f"{' '.join(command)} {flags}: exit 1 without a word"
+
+
+SERVING = {"agent", "server", "untaint"}
+"""Serve until they are told to stop."""
+TABLES = {
+    ("dataplane", "status"),
+    ("dataplane", "verify"),
+    ("config", "check", "agent"),
+    ("config", "check", "server"),
+}
+"""Exit with 1 for what their table on standard output says."""
+
+
+def run(script: str, command: list[str], folder: Path, cgroup: Path) -> tuple[int, str]:
+    seconds = "8" if command[1] in SERVING else "200"
+    unshared = ["unshare", "--net", "--mount", "--ipc", "bash", "-c", script, "bash"]
+    environment = {**os.environ, CGROUP_VARIABLE: str(cgroup), "AWS_EC2_METADATA_DISABLED": "true"}
+    done = subprocess.run(
+        [*unshared, "/usr/bin/timeout", "--signal=TERM", "--kill-after=60", seconds, *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
