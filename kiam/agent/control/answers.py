@@ -147,7 +147,8 @@ class NodeIdentities:
         try:
             return self._count(self.core.credentials(address, role, self._clock.elapsed(), self._clock.wall()))
         except Forbidden:
-            self._report(address, role)
+            if self.core.stream is Stream.LIVE:
+                self._report(address, role)
             raise
 
     async def role(self, address: str, deadline: float) -> bytes:
@@ -164,6 +165,11 @@ class NodeIdentities:
             lambda: self.credentials_now(address, role),
             lambda: self._unary.credentials(address, role, deadline),
         )
+
+    def refused(self, address: str, role: str) -> None:
+        """Tell the server, so that the owner of a pod with an annotation that can't work reads of it in an Event."""
+        if self.core.stream is not Stream.AWAY:
+            self._report(address, role)
 
     async def server_health(self, deadline: float) -> str:
         """The server's own word."""
@@ -258,11 +264,7 @@ class NodeIdentities:
     def _report(self, address: str, role: str) -> None:
         """Let the server see a request that was refused here, so that it writes the pod's Event as it always does."""
         now = asyncio.get_running_loop().time()
-        if (
-            self.core.stream is not Stream.LIVE
-            or len(self._reports) >= _MOST_REPORTS
-            or now - self._reported.get(address, -_REPORT_EVERY) < _REPORT_EVERY
-        ):
+        if len(self._reports) >= _MOST_REPORTS or now - self._reported.get(address, -_REPORT_EVERY) < _REPORT_EVERY:
             return
         if len(self._reported) > 4096:
             self._reported.clear()

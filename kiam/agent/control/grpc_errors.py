@@ -49,7 +49,7 @@ def understand(
         return not_yet_known()
     if text == _SEVERAL_PODS or code is Code.FAILED_PRECONDITION:
         return several_pods()
-    if text == _EMPTY_ROLE:
+    if text.endswith(_EMPTY_ROLE):
         return empty_role()
     if code is Code.INVALID_ARGUMENT:
         return Unparsable("the server can't make sense of that role")

@@ -32,6 +32,14 @@ class Unauthorized(RequestFailure):
     status = 401
 
 
+class UnusableRole(Unparsable):
+    """The path names a role that can't be any, which may well be what the pod is annotated with."""
+
+    def __init__(self, line: str, role: str) -> None:
+        super().__init__(line)
+        self.role = role
+
+
 class Forbidden(RequestFailure):
     """The policy's word; asking again doesn't help."""
 

@@ -44,6 +44,9 @@ class PodIdentities(Protocol):
     async def credentials(self, address: str, role: str, deadline: float) -> bytes:
         """The credentials document for the role, which must be the pod's own."""
 
+    def refused(self, address: str, role: str) -> None:
+        """A request for a role was refused before anybody was asked: let the server know, for the pod's Event."""
+
     async def server_health(self, deadline: float) -> str:
         """What the server says of itself; "ok" when it is well."""
 

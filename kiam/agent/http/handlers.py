@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter, time
 from typing import TypeVar
 
-from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, TooManyWaiting
+from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, TooManyWaiting, UnusableRole
 from kiam.agent.core.identities import REQUEST_BUDGET, PodIdentities
 from kiam.agent.http.connection import BodyUse
 from kiam.agent.http.dates import HttpDate
@@ -116,6 +116,8 @@ class Handlers:
             else:
                 answer = await self._pass_on(request, target)
         except RequestFailure as failure:
+            if isinstance(failure, UnusableRole):
+                self._identities.refused(request.client, failure.role)
             answer = self._refusal(request, failure, meter)
         if meter is not None:
             meter.answered(answer.status, perf_counter() - began)

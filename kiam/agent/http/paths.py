@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from kiam.addresses import canonical_address
-from kiam.agent.core.failures import Unparsable
+from kiam.agent.core.failures import Unparsable, UnusableRole
 
 # Characters that stand for themselves in a path (RFC 3986, section 3.3: pchar), less ";", which some servers take for
 # the start of path parameters and cut off.
@@ -69,9 +69,9 @@ def _canonical_segment(raw: str) -> str:
 def _canonical_role(raw: str) -> str:
     role = _decode(raw)
     if len(role) > MAX_ROLE_LENGTH or not _ROLE.fullmatch(role) or not _REFUSED_IN_ROLE.isdisjoint(role):
-        raise Unparsable("that can't be a role's name")
+        raise UnusableRole("that can't be a role's name", role[:MAX_ROLE_LENGTH])
     if any(segment in (".", "..") for segment in role.split("/")):
-        raise Unparsable("dot segments in the path")
+        raise UnusableRole("dot segments in the path", role)
     return role
 
 

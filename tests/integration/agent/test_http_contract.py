@@ -407,3 +407,11 @@ def _until(condition: object) -> bool:
 
     assert callable(condition)
     return bool(wait_until(condition, "the condition"))
+
+
+def test_role_that_cannot_be_one_is_shown_to_the_server_for_the_pods_event(
+    agent: RunningAgent, server: ConventionalServer
+) -> None:
+    before = server.calls["GetPodCredentials"]
+    assert agent.ask(CREDENTIALS + "x/../../admin", POD).status == 400
+    assert _until(lambda: server.calls["GetPodCredentials"] == before + 1)

@@ -74,6 +74,9 @@ class Held:
     async def credentials(self, address: str, role: str, deadline: float) -> bytes:
         raise NotYetKnown("no")
 
+    def refused(self, address: str, role: str) -> None:
+        raise AssertionError("no such request is made here")
+
     async def server_health(self, deadline: float) -> str:
         return "ok"
 

@@ -407,6 +407,16 @@ async def test_refusal_is_told_to_the_server_but_not_over_and_over() -> None:
     assert agent.server.asked == [(A, "other")]
 
 
+async def test_role_refused_before_anybody_was_asked_is_told_to_the_server() -> None:
+    """So that a pod annotated with what can't be a role has an Event, also with a server without streams."""
+    for agent in (live(pod(role="x/../admin")), Agent()):
+        for _ in range(3):
+            agent.node.refused(A, "x/../admin")
+        await asyncio.sleep(0)
+        assert agent.server.asked == [(A, "x/../admin")]
+        agent.node.stream_lost()
+
+
 async def test_metrics_say_that_the_agent_is_alone() -> None:
     agent = live(pod(), credentials())
     assert agent.registry.get_sample_value("kiam_agent_alone_seconds") == 0

@@ -20,6 +20,7 @@ Code = grpc.StatusCode
         (Code.UNKNOWN, "multiple running pods found", 503),
         (Code.UNKNOWN, "forbidden by policy", 403),
         (Code.UNKNOWN, "role can't be empty", 404),
+        (Code.UNKNOWN, "error finding role: role can't be empty", 404),
         (Code.UNKNOWN, "AccessDenied: User: arn:aws:iam::1:user/x is not authorized", 503),
         # Ours: fitting codes.
         (Code.NOT_FOUND, "no pod found", 503),
