@@ -27,6 +27,7 @@ from kiam.agent.http.proxy import PassingOn, RouteFilter
 from kiam.agent.http.serving import Serving
 from kiam.agent.http.token_desk import TokenDesk
 from kiam.agent.http.tokens import SessionTokens
+from kiam.agent.kernel.callers import Callers
 from kiam.agent.kernel.watcher import KernelWatcher
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
@@ -73,10 +74,12 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
         await stack.enter_async_context(
             _background(stop, client.run(), follower.run(), notice_steps(clock, metrics.clock_steps.inc))
         )
+        callers = Callers(settings.interface)
+        stack.callback(callers.close)
         secret = SessionTokens(lambda: reloader.material.key, str(settings.host))
         handlers = Handlers(
             identities,
-            TokenDesk(identities, secret, settings.imds_tokens, lambda address: True, metrics),
+            TokenDesk(identities, secret, settings.imds_tokens, callers.is_ours, metrics),
             PassingOn(upstream, route_filter, settings.limits, REQUEST_BUDGET),
             upstream,
             metrics,

@@ -92,6 +92,8 @@ class AgentSettings:
     port: int
     host: IPv4Address | IPv6Address
     node_name: str
+    interface: InterfacePattern
+    """The interfaces that pods come in on, also where something else redirects them."""
     allow_ip_query: bool
     allow_route_regexp: str
     instance_metadata_url: str

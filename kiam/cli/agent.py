@@ -102,6 +102,7 @@ def settings_from(arguments: argparse.Namespace) -> AgentSettings:
         port=arguments.port,
         host=_host(arguments),
         node_name=arguments.node_name or os.environ.get("NODE_NAME", ""),
+        interface=arguments.host_interface,
         allow_ip_query=arguments.allow_ip_query,
         allow_route_regexp=arguments.allow_route_regexp,
         instance_metadata_url=arguments.instance_metadata_url,

@@ -38,6 +38,8 @@ class Route:
     prefix_length: int
     via_gateway: bool
     is_unicast: bool
+    is_local: bool = False
+    """The address is the node's own."""
 
 
 @dataclass(frozen=True, slots=True)

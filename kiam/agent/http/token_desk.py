@@ -29,7 +29,7 @@ class TokenDesk:
         is_ours: Callable[[str], bool],
         metrics: AgentMetrics,
     ) -> None:
-        """``is_ours`` says of an address whether a pod of this node, or the node itself, has it."""
+        """``is_ours``: whether a pod of this node, or the node, has an address at which the server names nobody."""
         self._identities = identities
         self._tokens = tokens
         self._mode = mode
@@ -87,7 +87,7 @@ class TokenDesk:
         Which attack: the port is open to whoever can reach the node, and a token of the node's, or a path that
         ``--allow-route-regexp`` lets through, is for its own pods.
         """
-        if not self._is_ours(client):
+        if self._identities.known_pod(client) is None and not self._is_ours(client):
             self._metrics.foreign_requests.inc()
             raise Forbidden("only pods of this node are served here")
 

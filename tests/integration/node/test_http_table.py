@@ -10,7 +10,8 @@ import pytest
 
 from tests.integration.node.conftest import PodMaker
 from tests.sandbox.aws import INSTANCE_ID, ROLE_BASE_ARN, TOKEN, TOKEN_TTL
-from tests.sandbox.node import AGENT_PORT, CREDENTIALS, NodeInABox, Pod
+from tests.sandbox.netns import NODE_IPV4, NODE_IPV6
+from tests.sandbox.node import AGENT_PORT, CREDENTIALS, NodeInABox, Pod, fetch
 from tests.sandbox.process import wait_until
 
 KEYS = ["Code", "Type", "AccessKeyId", "SecretAccessKey", "Token", "Expiration", "LastUpdated"]
@@ -137,6 +138,32 @@ class TestTokens:
         got = make_pod("team/app").boto3()
         assert got["method"] == "iam-role"
         assert got["arn"] == "arn:aws:sts::123456789012:assumed-role/app/kiam-kiam"
+
+
+def refused_foreigners(box: NodeInABox) -> float:
+    found = re.search(r"^kiam_agent_foreign_requests_total (\S+)$", box.metrics("agent"), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+class TestOtherHosts:
+    """From behind the node, where instance metadata is too: any machine of the network."""
+
+    @pytest.mark.parametrize(
+        ("method", "path"), [("PUT", "/latest/api/token"), ("GET", "/latest/meta-data/placement/region")]
+    )
+    def test_get_nothing(self, box: NodeInABox, method: str, path: str) -> None:
+        headers = {TOKEN_TTL: "60"}
+        before = refused_foreigners(box)
+        for node in (NODE_IPV4, NODE_IPV6):
+            answer = box.net.aws.call(fetch, str(node), AGENT_PORT, path, method, headers)
+            assert (answer.status, answer.text) == (403, "only pods of this node are served here\n")
+        assert refused_foreigners(box) == before + 2
+        # The node itself, and a pod that the server knows nothing of.
+        assert box.node.call(fetch, str(NODE_IPV4), AGENT_PORT, path, method, headers).status == 200
+
+    def test_are_not_those_the_server_does_not_know(self, make_pod: PodMaker) -> None:
+        assert make_pod(known=False).ask("/latest/api/token", "PUT", {TOKEN_TTL: "60"}).status == 200
 
 
 class TestOtherPaths:
