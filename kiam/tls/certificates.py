@@ -74,6 +74,11 @@ class Certificate:
     parsed: x509.Certificate
 
     @property
+    def is_for_any_usage(self) -> bool:
+        """Whether its extended key usages hold anyExtendedKeyUsage."""
+        return self.usages is not None and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in self.usages
+
+    @property
     def names(self) -> str:
         """The subject alternative names, for people."""
         return ", ".join([*self.dns_names, *map(str, self.ip_addresses)]) or "no names"
@@ -173,6 +178,11 @@ def describe(certificate: x509.Certificate) -> Certificate:
         usages=usages,
         parsed=certificate,
     )
+
+
+def split_pem(pem: bytes) -> list[x509.Certificate]:
+    """The certificates of a PEM file that was found good before. Raises ValueError."""
+    return x509.load_pem_x509_certificates(pem)
 
 
 def read_certificates(pem: bytes) -> tuple[Certificate, ...]:
@@ -323,16 +333,11 @@ USAGES = "issue it with the usages 'server auth' and 'client auth'"
 
 
 def usage_problem(certificate: Certificate, side: Side) -> str:
-    """Why gRPC refuses a certificate for its extended key usage (RFC 5280, 4.2.1.12); empty if it doesn't.
-
-    BoringSSL, which gRPC verifies with, wants the usage itself. Go also takes anyExtendedKeyUsage, which is what
-    conventional kiam's cert-manager example asks for (``usages: ["any"]``).
-    """
+    """Why a certificate is refused for its extended key usage (RFC 5280, 4.2.1.12); empty if it isn't."""
     wanted = ExtendedKeyUsageOID.SERVER_AUTH if side is Side.SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
-    if certificate.usages is None or wanted in certificate.usages:
+    if certificate.usages is None or wanted in certificate.usages or certificate.is_for_any_usage:
         return ""
-    kind = "for 'any' and not" if ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in certificate.usages else "not"
-    return f"is {kind} for '{side} auth' by its extended key usage, and gRPC refuses it"
+    return f"is not for '{side} auth' by its extended key usage, and is refused"
 
 
 def _usage_problems(path: str, certificate: Certificate, side: Side) -> list[Problem]:
