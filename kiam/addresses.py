@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 
 def canonical_address(text: str) -> str:
@@ -20,3 +20,9 @@ def canonical_address(text: str) -> str:
         if address.ipv4_mapped is not None:
             address = address.ipv4_mapped
     return str(address)
+
+
+def unmapped(text: str) -> IPv4Address | IPv6Address:
+    """A socket's address without its zone; an IPv4-mapped one as IPv4. Raises ValueError."""
+    address = ip_address(text.partition("%")[0])
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

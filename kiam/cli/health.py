@@ -10,6 +10,7 @@ import os
 import sys
 from datetime import timedelta
 from types import ModuleType
+from typing import Any
 
 from kiam.cli.options import add_common, add_server_client, duration, tls_files
 from kiam.errors import UserError
@@ -46,16 +47,64 @@ def run(arguments: argparse.Namespace) -> int:
     credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
     target = address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{address}"
     options = [("grpc.enable_http_proxy", 0), ("grpc.initial_reconnect_backoff_ms", 100)]
-    with grpc.secure_channel(target, credentials, options) as channel:
+
+    def ask() -> bytes:
+        with grpc.secure_channel(target, credentials, options) as channel:
+            return _ask(channel, seconds)
+
+    try:
         try:
-            answer = channel.unary_unary(_METHOD, _as_is, _as_is)(_EMPTY_REQUEST, timeout=seconds)
+            answer = ask()
         except grpc.RpcError as error:
-            if arguments.live and error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNKNOWN):
-                return 0
-            raise UserError(_reason(address, arguments, error)) from None
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or not _needs_lenient_tls(arguments):
+                raise
+            answer = _ask_leniently(arguments)
+    except grpc.RpcError as error:
+        if arguments.live and error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNKNOWN):
+            return 0
+        raise UserError(_reason(address, arguments, error)) from None
     if answer != _OK and not arguments.live:
         raise UserError(f"the server at {address} answers, but isn't ready: {_message(answer)}")
     return 0
+
+
+def _ask(channel: Any, seconds: float) -> bytes:
+    answer: bytes = channel.unary_unary(_METHOD, _as_is, _as_is)(_EMPTY_REQUEST, timeout=seconds)
+    return answer
+
+
+def _needs_lenient_tls(arguments: argparse.Namespace) -> bool:
+    """Whether the server is well, but has a certificate that gRPC's TLS refuses; costs more than the check itself."""
+    from kiam.tls.diagnosis import needs_lenient_tls
+
+    return needs_lenient_tls(arguments.server_address, tls_files(arguments), arguments.timeout.total_seconds())
+
+
+def _ask_leniently(arguments: argparse.Namespace) -> bytes:
+    """Ask a server whose certificate is for 'any' usage. Raises grpc.RpcError."""
+    import asyncio
+
+    import grpc
+
+    from kiam.tls.diagnosis import split_address
+    from kiam.tls.tunnel import Tunnel
+
+    material = tls_files(arguments).read()
+    host, port = split_address(arguments.server_address)
+
+    def ask(target: str) -> bytes:
+        with grpc.insecure_channel(target) as channel:
+            return _ask(channel, arguments.timeout.total_seconds())
+
+    async def through_tunnel() -> bytes:
+        tunnel = Tunnel(host, port, lambda: material)
+        tunnel.start()
+        try:
+            return await asyncio.to_thread(ask, tunnel.target)
+        finally:
+            tunnel.close()
+
+    return asyncio.run(through_tunnel())
 
 
 def _as_is(blob: bytes) -> bytes:

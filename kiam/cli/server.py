@@ -173,7 +173,9 @@ def run(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from kiam.logs import configure_logging
-    from kiam.server.run import serve
+    from kiam.server.serve import require_packages, serve
+
+    require_packages()
 
     configure_logging(arguments.level, arguments.json_log)
     log = logging.getLogger(__name__)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import resource
-import signal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from kiam.errors import UserError
 from kiam.grpc_metrics import ServerMetrics
-from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.rpc import kiam_pb2
 from kiam.server.aws.base_arn import detect_base_arn
 from kiam.server.aws.contract import STSError
 from kiam.server.aws.credentials import CredentialsManager
 from kiam.server.aws.metrics import Metrics
 from kiam.server.aws.sts import BotoSTS
 from kiam.server.grpc.authorization import AnyNode, CertifiedNode
+from kiam.server.grpc.callers import Callers
 from kiam.server.grpc.container_credentials import ContainerCredentials
-from kiam.server.grpc.listener import listen, make_grpc_server
+from kiam.server.grpc.front import Front
+from kiam.server.grpc.listener import GrpcServers
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.grpc.service import Service
 from kiam.server.kubernetes.accounts import ServiceAccountRoles
@@ -37,9 +36,6 @@ from kiam.server.policy.judge import Judge
 from kiam.server.policy.permitted import Decision, forbidden_message
 from kiam.server.readiness import Readiness
 from kiam.server.settings import ServerSettings
-from kiam.telemetry import serve_telemetry
-from kiam.tls.certificates import Side
-from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
 
 log = logging.getLogger(__name__)
@@ -53,32 +49,39 @@ BASE_ARN, STS_ANSWER = "the role base ARN", "STS"
 class Server:
     """The parts, and how they are wired. :meth:`start` once, then :meth:`drain`."""
 
-    def __init__(self, config: ServerSettings, registry: CollectorRegistry = REGISTRY) -> None:
-        """Read the certificates. Raises UserError."""
+    def __init__(
+        self, config: ServerSettings, tls: TLSReloader, front: Front, registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        """``front``: open and started, with this ``tls``."""
         self._config = config
         self._registry = registry
-        self._tls = TLSReloader(config.tls, Side.SERVER, TLSMetrics(Side.SERVER, registry))
+        self._tls = tls
+        self._front = front
         self._pods = PodStore()
         self._namespaces = NamespaceStore()
         self._events = EventRecorder()
         self._judge: Judge | None = None
         awaited = [*STORES, STS_ANSWER] if config.role_base_arn else [BASE_ARN, *STORES, STS_ANSWER]
         self._readiness = Readiness(awaited)
-        self._grpc = make_grpc_server(config)
+        self._grpc = GrpcServers(config)
         Counter(
             "kiam_k8s_dropped_pods",
             "Pods lost by prefetching. Always 0: pods wait in the store, not in a buffer.",
             registry=registry,
         )
-        self.port = 0
-        """Where it listens, once it does."""
         self.service: Service | None = None
         """What answers the calls, once there is one."""
         self._api: KubeApi | None = None
 
+    @property
+    def port(self) -> int:
+        """Where agents reach it."""
+        return self._front.port
+
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Listen, and begin everything that makes the server ready. Raises UserError."""
-        config = self._config
+        """Begin everything that makes the server ready. Raises UserError."""
+        config, front = self._config, self._front
+        tasks.create_task(self._tls.watch(lambda: None))
         _spare_the_collector()
         sts = await asyncio.to_thread(
             BotoSTS,
@@ -92,6 +95,7 @@ class Server:
         credentials = CredentialsManager(
             sts, config.fetchers, config.session_refresh, config.session_duration, Metrics(self._registry)
         )
+        callers = Callers(front.caller)
         service = self.service = Service(
             self._pods,
             self._namespaces,
@@ -99,7 +103,7 @@ class Server:
             credentials,
             self._events,
             self._readiness,
-            CertifiedNode() if config.node_authorization else AnyNode(),
+            CertifiedNode(callers) if config.node_authorization else AnyNode(),
             NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
             (BASE_ARN, *STORES),
         )
@@ -107,12 +111,10 @@ class Server:
             service.container_credentials = ContainerCredentials(
                 TokenReviewer(api), ServiceAccountRoles(api), self._pods, self._known_judge
             )
-        counted = ServerMetrics(self._registry).count(kiam_pb2.DESCRIPTOR.services_by_name["KiamService"], service)
-        kiam_pb2_grpc.add_KiamServiceServicer_to_server(counted, self._grpc)
-        self.port = listen(self._grpc, config.bind, self._tls)
-        await self._grpc.start()
-        log.info("listening on %s (port %d), STS is %s", config.bind, self.port, sts.endpoint)
-        tasks.create_task(self._tls.watch(lambda: None))
+        description = kiam_pb2.DESCRIPTOR.services_by_name["KiamService"]
+        counted = ServerMetrics(self._registry).count(description, callers.guard(description, service))
+        await self._grpc.start(counted, front, self._tls)
+        log.info("answering agents on %s (port %d), STS is %s", config.bind, front.port, sts.endpoint)
         tasks.create_task(credentials.run())
         tasks.create_task(self._events.run(api))
         tasks.create_task(self._await_sts(sts))
@@ -127,6 +129,7 @@ class Server:
         self._readiness.stop()
         if self.service is not None:
             self.service.stop()
+        self._front.stop()
         await self._grpc.stop(seconds)
 
     async def close(self) -> None:
@@ -198,40 +201,3 @@ def _spare_the_collector() -> None:
     of milliseconds, during which no call is answered.
     """
     gc.freeze()
-
-
-def _raise_descriptor_limit() -> None:
-    """Every agent is a connection, and many systems start programs with 1,024 descriptors though they may have more."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-class _StoppedError(Exception):
-    """Ends the task group after a drain."""
-
-
-async def serve(config: ServerSettings) -> None:
-    """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work."""
-    _raise_descriptor_limit()
-    stop = asyncio.Event()
-    problem: BaseException | None = None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    with serve_telemetry(config.prometheus_listen_addr, config.pprof_listen_addr):
-        server = Server(config)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                await server.start(tasks)
-                await stop.wait()
-                log.info("shutting down")
-                await server.drain()
-                raise _StoppedError
-        except* _StoppedError:
-            pass
-        except* UserError as errors:
-            problem = errors.exceptions[0]
-        finally:
-            await server.close()
-        # Raised here: what an except* clause raises comes out as a group.
-        if problem is not None:
-            raise problem

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
@@ -75,7 +76,8 @@ def make_context(material: TLSMaterial, peer: Side) -> SSL.Context:
     context.use_certificate(own)
     for intermediate in intermediates:
         context.add_extra_chain_cert(intermediate)
-    context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, material.key))
+    key: Any = load_pem_private_key(material.key, password=None)
+    context.use_privatekey(key)
     store = context.get_cert_store()
     assert store is not None
     for authority in split_pem(material.ca):

@@ -6,12 +6,13 @@ one that isn't trusted, and whether the server accepts ours. No request is sent.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 
@@ -28,6 +29,8 @@ from kiam.tls.certificates import (
     usage_problem,
 )
 
+T = TypeVar("T")
+
 _HTTP2 = ["h2"]
 """The application protocol gRPC servers require (RFC 9113, 3.2)."""
 
@@ -39,6 +42,9 @@ In TLS 1.3 a client is done before the server has looked at its certificate; onl
 
 _SPEAKS_FIRST = 0.5
 """Seconds a server gets to greet us before we greet it."""
+
+_UNSUITABLE_PURPOSE = 26
+"""OpenSSL's X509_V_ERR_INVALID_PURPOSE."""
 
 _NO_CHAIN = frozenset({2, 7, 18, 19, 20, 21})
 """OpenSSL's X509_V_ERR codes (x509_vfy.h) for a certificate without a chain to a trusted authority."""
@@ -55,6 +61,8 @@ class Handshake:
     """The server's, when it showed one."""
     protocol: str = ""
     """Such as TLSv1.3."""
+    lenient: bool = False
+    """Whether it came about only because a certificate for 'any' usage was taken, which gRPC's own TLS refuses."""
 
     @property
     def connected(self) -> bool:
@@ -100,6 +108,14 @@ def explain_failure(address: str, files: TLSFiles, timeout: float = 2.0) -> User
     return joined(list(problems.values())) if all(found.problem for found in telling) else None
 
 
+def needs_lenient_tls(address: str, files: TLSFiles, timeout: float = 2.0) -> bool:
+    """Whether a server can be talked to, but not by gRPC's own TLS: its certificate is for 'any' usage. Blocks."""
+    try:
+        return any(found.lenient and found.problem is None for found in diagnose(address, files, timeout))
+    except UserError:
+        return False
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises UserError that names the flag."""
     host, _, port = address.removeprefix("dns:///").rpartition(":")
@@ -125,6 +141,10 @@ class _Client:
         try:
             return self._verified(family, sockaddr, endpoint, server)
         except ssl.SSLCertVerificationError as error:
+            if error.verify_code == _UNSUITABLE_PURPOSE and (
+                found := self._lenient(family, sockaddr, endpoint, server)
+            ):
+                return found
             return self._untrusted(family, sockaddr, endpoint, server, error)
         except ssl.SSLZeroReturnError:
             return Handshake(endpoint, self._closed(server))
@@ -147,6 +167,33 @@ class _Client:
                 answered = False
             problem = None if answered else self._closed(server)
             return Handshake(endpoint, problem, certificate=certificate, protocol=connection.version() or "")
+
+    def _lenient(self, family: int, sockaddr: tuple[Any, ...], endpoint: str, server: str) -> Handshake | None:
+        """A handshake that takes certificates for 'any' usage; None: not even that succeeds."""
+        # Costs 50 ms to load, and few need it.
+        from OpenSSL import SSL
+
+        from kiam.tls.anyusage import make_context, peer_certificate
+        from kiam.tls.relay import endpoint as tls_endpoint
+
+        connection = tls_endpoint(make_context(self._material, Side.SERVER), server=False, host=self._host)
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.settimeout(self._timeout)
+                sock.connect(sockaddr)
+                _pump(sock, connection, connection.do_handshake)
+                certificate = peer_certificate(connection)
+                if not certificate.covers(self._host):
+                    return None
+                try:
+                    answered = bool(_pump(sock, connection, lambda: connection.recv(1)))
+                except (SSL.Error, OSError):
+                    answered = False
+                problem = None if answered else self._closed(server)
+                protocol = connection.get_protocol_version_name()
+                return Handshake(endpoint, problem, certificate, protocol, lenient=True)
+        except (SSL.Error, OSError):
+            return None
 
     def _is_greeted(self, connection: ssl.SSLSocket) -> bool:
         """Whether the server, which has now seen our certificate, goes on talking. Raises ssl.SSLError if it says why.
@@ -260,6 +307,26 @@ class _Client:
         except BaseException:
             connection.close()
             raise
+
+
+def _pump(sock: socket.socket, connection: Any, step: Callable[[], T]) -> T:
+    """Take a step of TLS, with what it needs from the network. Raises SSL.Error and OSError."""
+    from OpenSSL import SSL
+
+    while True:
+        try:
+            result, finished = step(), True
+        except SSL.WantReadError:
+            finished = False
+        with contextlib.suppress(SSL.WantReadError):
+            while out := connection.bio_read(65536):
+                sock.sendall(out)
+        if finished:
+            return result
+        data = sock.recv(65536)
+        if not data:
+            raise ConnectionError("closed")
+        connection.bio_write(data)
 
 
 def _wrong(what: str, fix: str = "") -> UserError:

@@ -29,6 +29,7 @@ from prometheus_client import CollectorRegistry
 from kiam.cli import server as command
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.run import Server as InProcess
+from kiam.server.serve import open_port
 from kiam.server.settings import ServerSettings
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApiProcess, pod, write_kubeconfig
@@ -169,8 +170,10 @@ async def longest_turn(kube: KubeApiProcess, aws: AwsProcess, pki: Pki, director
     os.environ.update(aws.environment)
     turns: list[float] = []
     loop = asyncio.get_running_loop()
+    tls, front = open_port(make_config(pki, directory, kube), CollectorRegistry())
+    front.start()
     async with asyncio.TaskGroup() as tasks:
-        server = InProcess(make_config(pki, directory, kube), CollectorRegistry())
+        server = InProcess(make_config(pki, directory, kube), tls, front, CollectorRegistry())
         await server.start(tasks)
         last = time.thread_time()
 
@@ -191,6 +194,7 @@ async def longest_turn(kube: KubeApiProcess, aws: AwsProcess, pki: Pki, director
         for task in asyncio.all_tasks() - {current}:
             task.cancel()
     await server.close()
+    front.close()
     turns.sort()
     return {"longest_ms": round(turns[-1] * 1000, 1), "p999_ms": round(turns[int(len(turns) * 0.999)] * 1000, 2)}
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc import aio
@@ -14,8 +15,11 @@ from kiam.agent.settings import ServerSettings
 from kiam.errors import ErrorKind
 from kiam.rpc import kiam_pb2_grpc
 from kiam.tls import TLSMaterial
-from kiam.tls.diagnosis import explain_failure
+from kiam.tls.diagnosis import explain_failure, needs_lenient_tls, split_address
 from kiam.tls.reload import TLSReloader
+
+if TYPE_CHECKING:
+    from kiam.tls.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +28,8 @@ _DRAIN_SECONDS = 30.0
 _EXPLAIN_AFTER = 2.0
 """Seconds without a connection until the log says why."""
 _EXPLAIN_EVERY = 60.0
+_PROBE_EVERY = 5.0
+"""Seconds between looks, without a connection, whether the server's certificate needs another TLS than gRPC's."""
 
 
 def _milliseconds(duration: timedelta) -> int:
@@ -71,17 +77,20 @@ class ServerClient:
         self._interceptors = list(interceptors)
         self._closing: set[asyncio.Task[None]] = set()
         self._swapped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tunnel: Tunnel | None = None
         self._open(reloader.material)
 
     def _open(self, material: TLSMaterial) -> None:
-        address = self._settings.address
-        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
-        self.channel = aio.secure_channel(
-            address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{address}",
-            credentials,
-            options=channel_options(self._settings),
-            interceptors=self._interceptors,
-        )
+        address, options = self._settings.address, channel_options(self._settings)
+        if self._tunnel is not None:
+            self.channel = aio.insecure_channel(self._tunnel.target, options=options, interceptors=self._interceptors)
+        else:
+            self.channel = aio.secure_channel(
+                address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{address}",
+                grpc.ssl_channel_credentials(material.ca, material.key, material.cert),
+                options=options,
+                interceptors=self._interceptors,
+            )
         self.stub = kiam_pb2_grpc.KiamServiceStub(self.channel)
 
     @property
@@ -100,13 +109,13 @@ class ServerClient:
             tasks.create_task(self._reloader.watch(self.swap))
             tasks.create_task(self._report())
 
-    def swap(self) -> None:
+    def swap(self, drain_seconds: float | None = _DRAIN_SECONDS) -> None:
         """Take the reloader's material into use: calls go to a new channel, those under way finish on the old one."""
         old, swapped = self.channel, self._swapped
         self._open(self._reloader.material)
         self._swapped = asyncio.get_running_loop().create_future()
         swapped.set_result(None)
-        task = asyncio.create_task(old.close(_DRAIN_SECONDS))
+        task = asyncio.create_task(old.close(drain_seconds))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -115,6 +124,27 @@ class ServerClient:
         for task in self._closing:
             task.cancel()
         await self.channel.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
+
+    async def _tunnel_if_needed(self) -> None:
+        """Take the way that accepts certificates for 'any' usage, if the server shows one and all else is well.
+
+        For good: it takes other certificates as well, so rotation in either direction needs no change.
+        """
+        address = self._settings.address
+        if self._tunnel is not None or address.startswith(("ipv4:", "ipv6:", "unix:")):
+            return
+        if not await asyncio.to_thread(needs_lenient_tls, address, self._settings.tls):
+            return
+        from kiam.tls.tunnel import Tunnel
+
+        log.info("the server at %s has a certificate for 'any' usage: TLS is done outside gRPC from now on", address)
+        host, port = split_address(address)
+        self._tunnel = Tunnel(host, port, lambda: self._reloader.material)
+        self._tunnel.start()
+        # Nothing is under way on a channel that can't connect.
+        self.swap(None)
 
     async def _report(self) -> None:
         """Log the connection's ups and downs; a failure with its reason, found by a handshake of our own.
@@ -127,7 +157,7 @@ class ServerClient:
         connected = False
         seen = self.channel
         down_since = loop.time()
-        explained_at = float("-inf")
+        explained_at = probed_at = float("-inf")
         while True:
             channel, now = self.channel, loop.time()
             if channel is not seen:
@@ -143,6 +173,10 @@ class ServerClient:
                 if connected:
                     log.warning("connection to the server at %s lost", address)
                     connected, down_since = False, now
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and now - probed_at >= _PROBE_EVERY:
+                    probed_at = now
+                    await self._tunnel_if_needed()
+                    continue
                 if now - down_since >= _EXPLAIN_AFTER and now - explained_at >= _EXPLAIN_EVERY:
                     explained_at = now
                     reason = await asyncio.to_thread(explain_failure, address, self._settings.tls)

@@ -109,9 +109,13 @@ class StreamFollower:
                 raise NoStreamsError from None
             self._tell(f"no stream from the server: {_reason(error)}", logging.WARNING)
             raise StreamLostError from error
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             call.cancel()
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # gRPC's word for a channel that was closed, because another one has taken its place.
+            raise StreamLostError from error
         self._judge_node(hello.hello)
         return _Stream(call, updates, hello, asked_at, known)
 

@@ -29,6 +29,8 @@ class Bounds:
     """For one address that has been authenticated: all agents may come from one behind address translation."""
     strangers_per_second: float = 200.0
     """Handshakes of strangers that may begin in a second, for which processor time is spent."""
+    strangers_at_once: float = 1000.0
+    """After a pause: all agents are strangers to a server that has just started."""
     connections: int = 10_000
     """Joined to the gRPC server at a time, in all."""
     connections_of_address: int = 2_000
@@ -52,12 +54,12 @@ class Admission:
         self._totals = dict.fromkeys(Stage, 0)
         self._strangers = 0
         self._known: OrderedDict[str, None] = OrderedDict()
-        self._tokens, self._tokens_at = self.bounds.strangers_per_second, float("-inf")
+        self._tokens, self._tokens_at = self.bounds.strangers_at_once, float("-inf")
         self.refused = 0
         """Connections turned away so far."""
 
     def begins(self, address: str) -> bool | None:
-        """A connection has come; None: turn it away. Else whether the address is a stranger's, to be told at its end."""
+        """A connection has come; None: turn it away. Else whether it is a stranger's, to be told at its end."""
         bounds, known = self.bounds, address in self._known
         most = bounds.handshakes_of_known_address if known else bounds.handshakes_of_address
         if (
@@ -75,8 +77,8 @@ class Admission:
         """Whether processor time may be spent on a handshake, of which the first bytes have come."""
         if address in self._known:
             return True
-        rate = self.bounds.strangers_per_second
-        self._tokens = min(rate, self._tokens + max(now - self._tokens_at, 0.0) * rate)
+        earned = max(now - self._tokens_at, 0.0) * self.bounds.strangers_per_second
+        self._tokens = min(self.bounds.strangers_at_once, self._tokens + earned)
         self._tokens_at = now
         if self._tokens < 1:
             self.refused += 1

@@ -7,14 +7,9 @@ one. Names are compared whole: a wildcard SAN names no node. Health is answered 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-from grpc import aio
-
-Context = aio.ServicerContext[Any, Any]
-
-_DNS_SANS = "peer_dns"
-"""gRPC's name for them in the authentication context (src/core/tsi/ssl_transport_security.cc)."""
+from kiam.server.grpc.callers import Callers, Context
 
 
 class Authorization(Protocol):
@@ -35,6 +30,9 @@ class AnyNode:
 class CertifiedNode:
     """An agent may have the pods of the node that its certificate names, so that a stolen key is worth one node."""
 
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+
     def nodes(self, context: Context) -> frozenset[str] | None:
         """The DNS SANs of the caller's certificate; a certificate without any speaks for no node."""
-        return frozenset(name.decode("ascii", "replace") for name in context.auth_context().get(_DNS_SANS, ()))
+        return self._callers.dns_names(context)

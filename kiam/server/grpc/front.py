@@ -2,13 +2,13 @@
 
 It listens from the server's first moment, before gRPC, boto3 and kubernetes are even imported: a conventional agent
 gives up when it has no connection after a second. It ends TLS itself, so that it can bound what strangers cost and take
-certificates that gRPC's own TLS refuses (:mod:`kiam.tls.anyusage`). A client is then
+certificates that gRPC's own TLS refuses (:mod:`kiam.tls.anyusage`), and joins the client to gRPC over a Unix socket.
+Who the client is goes by the Unix connection's own name, which the front chooses and nobody else can bind.
 
-- told to come again, if its certificate is one that gRPC takes: with HTTP/2's GOAWAY, which every gRPC client follows
-  at once and without losing a call. For the next seconds the kernel gives connections from its address to gRPC's own
-  listener on the same port (:mod:`kiam.server.grpc.steering`), so nothing stands between the two any more;
-- joined to gRPC over a Unix socket, if gRPC would refuse its certificate, or where the kernel can't steer. Who it is
-  goes by the Unix socket's own name, which the front chooses and nobody else can bind.
+Where gRPC takes the certificate itself, nothing should stand between the two for long. So such a client is joined to a
+gRPC server that soon asks it to connect again (HTTP/2's GOAWAY, after which calls under way end in peace), and at that
+time the kernel gives connections from its address to gRPC's own listener on the same port
+(:mod:`kiam.server.grpc.steering`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import errno
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from OpenSSL import SSL
 
 from kiam.addresses import unmapped
 from kiam.errors import ErrorKind, UserError
-from kiam.server.grpc.admission import Admission, Stage
-from kiam.server.grpc.steering import FRONT, MOST, attach, program
+from kiam.server.grpc.admission import Admission, Bounds, Stage
+from kiam.server.grpc.steering import MOST, attach, program
 from kiam.telemetry import parse_listen_address
 from kiam.tls import TLSMaterial
 from kiam.tls.anyusage import make_context, peer_certificate, was_lenient
@@ -41,21 +42,22 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 ACCEPTS_AT_A_TIME = 64
 """Then the event loop gets its turn."""
-COME_AGAIN_SECONDS = 10.0
+COME_AGAIN_SECONDS = 5.0
+"""A client whose certificate gRPC takes is asked to connect again after so long."""
+EXPECTED_SECONDS = 2 * COME_AGAIN_SECONDS
 """For so long after a handshake, connections from its address go to gRPC's own listener."""
 LENIENT_SECONDS = 3600.0
 """An address with a certificate that gRPC refuses stays with the front for so long: others may share the address."""
-LINGER_SECONDS = 5.0
-"""A client that was told to come again closes this connection; after so long we do."""
-RETURNS = 3
-"""An address that comes back so often though it was told to come again isn't steered, by whatever is in between."""
-
-SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""An empty SETTINGS frame, with which a server begins (RFC 9113, 3.4, 6.5)."""
-GOAWAY = bytes((0, 0, 8, 7, 0, 0, 0, 0, 0)) + bytes(8)
-"""No stream was looked at, no error (RFC 9113, 6.8): the client may send all its calls again elsewhere."""
-
 Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Paths of gRPC's Unix sockets."""
+
+    lasting: str
+    brief: str
+    """Its server asks clients to connect again after COME_AGAIN_SECONDS."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,21 +77,20 @@ class _Connection:
 class Front:
     """Opens the port with :meth:`open`, serves it from :meth:`start` on; :meth:`connect` once gRPC listens."""
 
-    def __init__(self, bind: str, tls: TLSReloader, admission: Admission | None = None) -> None:
+    def __init__(self, bind: str, tls: TLSReloader, bounds: Bounds | None = None) -> None:
         self._bind = bind
         self._reloader = tls
-        self.admission = admission or Admission()
+        self.admission = Admission(bounds)
         self._context: tuple[TLSMaterial, SSL.Context] | None = None
         self._sockets: list[socket.socket] = []
         self._open: set[_Connection] = set()
         self._early: set[_Connection] = set()
-        self._backend = ""
+        self._backends: Backends | None = None
         self._steers = False
         self._expected: dict[Address, float] = {}
         self._lenient: dict[str, float] = {}
-        self._returned: dict[str, int] = {}
         self._callers: dict[str, frozenset[str]] = {}
-        self._joining: set[asyncio.Task[None]] = set()
+        self._joining: set[asyncio.Task[Any]] = set()
         self._prefix = f"kiam-{secrets.token_hex(8)}"
         self._next = 0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -129,8 +130,8 @@ class Front:
     @property
     def endpoints(self) -> list[str]:
         """What it listens on, as gRPC writes addresses."""
-        names = [sock.getsockname() for sock in self._sockets]
-        return [f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}" for name in names]
+        names = [(str(unmapped(name[0])), name[1]) for name in (sock.getsockname() for sock in self._sockets)]
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
 
     def start(self) -> None:
         """Serve the port."""
@@ -138,26 +139,28 @@ class Front:
         for sock in self._sockets:
             loop.add_reader(sock, self._accept, sock)
 
-    def connect(self, path: str) -> None:
-        """gRPC listens now: on a Unix socket, and on the port if :attr:`steers`."""
-        self._backend = path
-        for connection in list(self._early):
-            self._come_again(connection)
+    def connect(self, backends: Backends) -> None:
+        """gRPC listens now: on Unix sockets, and on the port if :attr:`steers`."""
+        self._backends = backends
+        early, self._early = self._early, set()
+        for connection in early:
+            self._run(self._join(connection, backends))
 
     def caller(self, peer: str) -> frozenset[str] | None:
         """The DNS names in the certificate behind a Unix socket, as gRPC names the peer; None: nobody we joined."""
         return self._callers.get(peer)
 
-    def close(self) -> None:
-        """Stop listening, and end what is open."""
-        loop = None
-        with contextlib.suppress(RuntimeError):
-            loop = asyncio.get_running_loop()
+    def stop(self) -> None:
+        """Take no more connections; those that are open go on."""
         for sock in self._sockets:
-            if loop is not None:
-                loop.remove_reader(sock)
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().remove_reader(sock)
             sock.close()
         self._sockets = []
+
+    def close(self) -> None:
+        """Stop, and end what is open."""
+        self.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
         for task in self._joining:
@@ -187,9 +190,7 @@ class Front:
             connection = _Connection(sock, address, stranger)
             self._open.add(connection)
             loop = asyncio.get_running_loop()
-            connection.timer = loop.call_later(
-                self.admission.bounds.handshake_seconds, self._forget, connection
-            )
+            connection.timer = loop.call_later(self.admission.bounds.handshake_seconds, self._forget, connection)
             # Nothing is made for a connection that has said nothing: 20,000 of them cost their sockets only.
             loop.add_reader(sock, self._first_bytes, connection)
 
@@ -215,32 +216,23 @@ class Front:
 
     def _verified(self, connection: _Connection) -> None:
         """The client has shown a certificate of the authority."""
-        now = asyncio.get_running_loop().time()
         self.admission.authenticated(connection.address)
         self._end_handshake(connection)
-        assert connection.tls is not None
-        if was_lenient(connection.tls.connection):
-            self._lenient[connection.address] = now + LENIENT_SECONDS
-        if not self._backend:
-            # The client's connection is up with this, which is all that a conventional agent waits for.
-            connection.tls.write(SETTINGS)
+        if self._backends is None:
             self._early.add(connection)
-        elif self._expect(connection.address, now):
-            connection.tls.write(SETTINGS)
-            self._come_again(connection)
         else:
-            self._run(self._join(connection))
+            self._run(self._join(connection, self._backends))
 
-    def _expect(self, address: str, now: float) -> bool:
-        """Have the kernel give connections from an address to gRPC; False: this one has to be joined."""
-        if not self._steers or self._lenient.get(address, 0.0) > now:
+    def _expect(self, address: str) -> bool:
+        """Have the kernel give further connections from an address to gRPC; False: it can't."""
+        now = asyncio.get_running_loop().time()
+        if not self._steers or self._lenient.get(address, 0.0) > now or len(self._expected) >= MOST:
             return False
-        returned = self._returned[address] = self._returned.get(address, 0) + 1
-        if returned > RETURNS or len(self._expected) >= MOST:
-            return False
-        self._expected[unmapped(address)] = now + COME_AGAIN_SECONDS
-        self._steer()
-        self._sweep_at(now + COME_AGAIN_SECONDS)
+        new = unmapped(address) not in self._expected
+        self._expected[unmapped(address)] = now + EXPECTED_SECONDS
+        if new:
+            self._steer()
+        self._sweep_at(now + EXPECTED_SECONDS)
         return True
 
     def _steer(self) -> None:
@@ -260,18 +252,11 @@ class Front:
         now = asyncio.get_running_loop().time()
         self._expected = {address: until for address, until in self._expected.items() if until > now}
         self._lenient = {address: until for address, until in self._lenient.items() if until > now}
-        self._returned = {address: n for address, n in self._returned.items() if unmapped(address) in self._expected}
         self._steer()
         if self._expected:
             self._sweep_at(min(self._expected.values()))
 
-    def _come_again(self, connection: _Connection) -> None:
-        self._early.discard(connection)
-        assert connection.tls is not None
-        connection.tls.write(GOAWAY)
-        connection.timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, connection.tls.close)
-
-    async def _join(self, connection: _Connection) -> None:
+    async def _join(self, connection: _Connection, backends: Backends) -> None:
         """Make a Unix connection to gRPC whose name stands for the client."""
         tls = connection.tls
         assert tls is not None
@@ -281,12 +266,18 @@ class Front:
         self._next += 1
         connection.name = f"{self._prefix}-{self._next}"
         self._callers[f"unix-abstract:{connection.name}"] = frozenset(peer_certificate(tls.connection).dns_names)
+        loop = asyncio.get_running_loop()
+        if was_lenient(tls.connection):
+            self._lenient[connection.address] = loop.time() + LENIENT_SECONDS
+            # A connection that gRPC gets from here on by steering would be refused.
+            if self._expected.pop(unmapped(connection.address), None) is not None:
+                self._steer()
+        brief = self._expect(connection.address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             sock.bind(f"\0{connection.name}")
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(sock, self._backend)
+            await loop.sock_connect(sock, backends.brief if brief else backends.lasting)
             await loop.create_unix_connection(lambda: PlainEnd(tls), sock=sock)
         except OSError as error:
             log.warning("a client can't be joined to gRPC: %s", error)
@@ -317,8 +308,8 @@ class Front:
         else:
             connection.tls.abort()
 
-    def _run(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]  # awaitables of two kinds
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
 
@@ -332,16 +323,25 @@ class Front:
 
 
 def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
-    """Where to listen. For every address: one socket for both families, as gRPC does it."""
+    """Where to listen, by sockets of the kind that gRPC makes: the kernel steers among its like only.
+
+    That is IPv6 sockets for IPv4 addresses too, and one for both families for every address (gRPC,
+    grpc_create_dualstack_socket), unless the machine has no IPv6.
+    """
+    dual = socket.has_dualstack_ipv6()
     if host in ("", "0.0.0.0", "::"):  # noqa: S104  # what the flag says
-        return [(socket.AF_INET6, ("::", port)) if socket.has_dualstack_ipv6() else (socket.AF_INET, ("0.0.0.0", port))]  # noqa: S104
+        return [(socket.AF_INET6, ("::", port)) if dual else (socket.AF_INET, ("0.0.0.0", port))]  # noqa: S104
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys((family, (str(sockaddr[0]), port)) for family, _, _, _, sockaddr in found))
+    addresses = dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found)
+    return [
+        (socket.AF_INET6, (f"::ffff:{address}", port))
+        if dual and family == socket.AF_INET
+        else (socket.AddressFamily(family), (address, port))
+        for family, address in addresses
+    ]
 
 
-def _listen(
-    family: socket.AddressFamily, sockaddr: tuple[str, int], others: list[socket.socket]
-) -> socket.socket:
+def _listen(family: socket.AddressFamily, sockaddr: tuple[str, int], others: list[socket.socket]) -> socket.socket:
     """One listening socket. Raises OSError, also when somebody else has the port, of whatever user."""
     host, port = sockaddr
     if not port and others:
@@ -367,7 +367,7 @@ def _bound(family: socket.AddressFamily, host: str, port: int, *, shared: bool) 
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((host, port))
     except OSError:
         sock.close()

@@ -15,8 +15,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 FRONT, DIRECT = 0, 1
 """Indexes in the group: sockets have them in the order in which they began to listen (net/core/sock_reuseport.c)."""
-MOST = 800
-"""Addresses in one program; it may have 4,096 instructions (BPF_MAXINSNS)."""
+MOST = 400
+"""Addresses in one program; it may have 4,096 instructions (BPF_MAXINSNS), and an IPv6 address takes nine."""
 
 # asm-generic/socket.h; Python's socket module has no name for it.
 _SO_ATTACH_REUSEPORT_CBPF = 51

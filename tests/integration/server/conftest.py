@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.run import Server
+from kiam.server.serve import make_server, open_port
 from kiam.server.settings import ServerSettings
 from kiam.tls import TLSFiles
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
@@ -182,8 +183,11 @@ class _EndedError(Exception):
 
 @asynccontextmanager
 async def _running(config: ServerSettings, registry: CollectorRegistry) -> AsyncIterator[Server]:
-    server = Server(config, registry)
+    tls, front = open_port(config, registry)
+    server: Server | None = None
     try:
+        front.start()
+        server = await make_server(config, tls, front, registry)
         async with asyncio.TaskGroup() as tasks:
             await server.start(tasks)
             try:
@@ -194,7 +198,9 @@ async def _running(config: ServerSettings, registry: CollectorRegistry) -> Async
     except* _EndedError:
         pass
     finally:
-        await server.close()
+        if server is not None:
+            await server.close()
+        front.close()
 
 
 @pytest.fixture

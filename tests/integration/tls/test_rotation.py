@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -95,11 +96,13 @@ class Pair:
         self._metrics = metrics
 
     def gauge(self, side: str, name: str) -> float:
+        return next(iter(self._samples(side, f"grpc_{side}_tls_certificate_{name}")))
+
+    def _samples(self, side: str, wanted: str) -> list[float]:
         url = f"http://127.0.0.1:{self._metrics[side]}/metrics"
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
-        wanted = f"grpc_{side}_tls_certificate_{name}"
-        return next(sample.value for family in families for sample in family.samples if sample.name == wanted)
+        return [sample.value for family in families for sample in family.samples if sample.name == wanted]
 
     def until_loaded(self, side: str, issued: Issued) -> None:
         wait_until(lambda: self.gauge(side, "expiry_seconds") == issued.not_after.timestamp(), f"the {side}'s swap")
@@ -136,10 +139,25 @@ def pair(tmp_path_factory: pytest.TempPathFactory, services: Services, authority
         yield Pair(server_secret, agent_secret, server_port, agent, metrics)
 
 
+def _own_connections(port: int) -> set[str]:
+    """Local addresses of this process's established connections to a port of this machine (proc_net(5))."""
+    own = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            own.add(link.readlink().name)
+    lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    remote = f":{port:04X}"
+    return {line[1] for line in lines if line[2].endswith(remote) and line[3] == "01" and f"socket:[{line[9]}]" in own}
+
+
 @contextmanager
 def load(pair: Pair, tmp_path: Path, authority: Authority) -> Iterator[Load]:
     client = write(tmp_path / "client", authority.sign("client"), authority.pem)
     with Load(pair.agent, pair.server_port, client) as running:
+        # The first connection begins at the server's front, the second is gRPC's own and is kept.
+        first = _own_connections(pair.server_port)
+        wait_until(lambda: first and not first & _own_connections(pair.server_port), "the hand-over", 30)
+        running.go_on()
         yield running
     assert running.failures == []
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kiam.tls import TLSFiles
 from kiam.tls.issue import Issued, Period, make_authority, make_certificate
@@ -44,12 +45,38 @@ class Authority:
         certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
         return Authority(Issued(certificate, self.issued.key, period.not_after))
 
-    def sign_for_usages(self, usages: Sequence[x509.ObjectIdentifier], names: Sequence[str] = ("localhost",)) -> Issued:
-        """A certificate with just these extended key usages."""
+    @classmethod
+    def for_any_usage(cls, name: str = "my-ca") -> Authority:
+        """As cert-manager makes one of ``isCA: true`` and ``usages: ["any"]``: key usage cert sign, and 'any'."""
+        key, period = ec.generate_private_key(ec.SECP256R1()), days(0, 365)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        public, serial = key.public_key(), x509.random_serial_number()
+        builder = x509.CertificateBuilder(subject, subject, public, serial, period.not_before, period.not_after)
+        for extension, critical in (
+            (x509.BasicConstraints(True, None), True),
+            (key_usage(key_cert_sign=True), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), False),
+            (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+        ):
+            builder = builder.add_extension(extension, critical)
+        certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return cls(Issued(certificate, private, period.not_after))
+
+    def sign_for_usages(
+        self,
+        usages: Sequence[x509.ObjectIdentifier],
+        names: Sequence[str] = ("localhost",),
+        *,
+        addresses: Sequence[str] = (),
+        period: Period | None = None,
+        key_usage: x509.KeyUsage | None = None,
+    ) -> Issued:
+        """A certificate with just these extended key usages; none: no such extension."""
         issuer = x509.load_pem_x509_certificate(self.issued.cert)
         signing_key = load_pem_private_key(self.issued.key, None)
         assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
-        key, period = ec.generate_private_key(ec.SECP256R1()), days(0, 30)
+        key, period = ec.generate_private_key(ec.SECP256R1()), period or days(0, 30)
         builder = x509.CertificateBuilder(
             issuer.subject,
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kiam-server")]),
@@ -58,8 +85,14 @@ class Authority:
             period.not_before,
             period.not_after,
         )
-        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if key_usage is not None:
+            builder = builder.add_extension(key_usage, critical=True)
+        alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        alternatives += [x509.IPAddress(ip_address(address)) for address in addresses]
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), False)
         return Issued(
             builder.sign(signing_key, hashes.SHA256()).public_bytes(Encoding.PEM),
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
@@ -72,6 +105,15 @@ class Authority:
 
     def sign(self, name: str, names: Sequence[str] = ("localhost",), period: Period | None = None) -> Issued:
         return make_certificate(name, names, period or days(0, 30), self.issued.cert, self.issued.key)
+
+
+def key_usage(**given: bool) -> x509.KeyUsage:
+    """A key usage extension with these bits."""
+    names = (
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+        *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    )
+    return x509.KeyUsage(**{name: given.get(name, False) for name in names})
 
 
 def days(start: float, end: float) -> Period:

@@ -131,10 +131,10 @@ def test_leaf_given_as_authority_is_called_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", list(Side))
-def test_any_extended_key_usage_is_refused_because_grpc_refuses_it(tmp_path: Path, side: Side) -> None:
-    files = write(tmp_path, AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), AUTHORITY.pem)
-    with pytest.raises(UserError, match=rf"for 'any' and not for '{side} auth'"):
-        load(files, side)
+@pytest.mark.parametrize("usages", [[ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], []], ids=["any", "none"])
+def test_any_usage_and_none_at_all_are_good(tmp_path: Path, side: Side, usages: list[x509.ObjectIdentifier]) -> None:
+    files = write(tmp_path, AUTHORITY.sign_for_usages(usages), AUTHORITY.pem)
+    assert load(files, side)[1].problems == ()
 
 
 def test_usage_of_the_other_side_only_is_refused(tmp_path: Path) -> None:

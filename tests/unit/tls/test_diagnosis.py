@@ -13,7 +13,7 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from kiam.errors import UserError
-from kiam.tls.diagnosis import diagnose, explain_failure, split_address
+from kiam.tls.diagnosis import diagnose, explain_failure, needs_lenient_tls, split_address
 from kiam.tls.issue import Issued
 from tests.unit.tls.files import Authority, days, grpc_server, write
 
@@ -84,12 +84,20 @@ def test_wrong_authority_names_both_and_their_dates(tmp_path: Path) -> None:
     assert f"('test authority' until {when(AUTHORITY.issued)})" in problem
 
 
-def test_server_certificate_for_any_usage_is_explained(tmp_path: Path) -> None:
+def test_server_with_a_certificate_for_any_usage_is_well_but_needs_another_tls_than_grpcs(tmp_path: Path) -> None:
     """What conventional kiam's documentation has cert-manager issue."""
-    for_any = AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])
-    with serving(for_any) as port:
-        problem = explain(tmp_path, port)
-    assert f"valid until {when(for_any)}, is for 'any' and not for 'server auth' by its extended key usage" in problem
+    files = write(tmp_path / "own", AGENT, AUTHORITY.pem)
+    for usages, lenient in (([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], True), ([], False)):
+        with serving(AUTHORITY.sign_for_usages(usages)) as port:
+            address = f"localhost:{port}"
+            assert explain_failure(address, files) is None
+            assert needs_lenient_tls(address, files) is lenient
+    for bad in (
+        AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], ["elsewhere"]),
+        AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.CLIENT_AUTH]),
+    ):
+        with serving(bad) as port:
+            assert not needs_lenient_tls(f"localhost:{port}", files)
 
 
 def test_expired_authority_of_the_server_is_named(tmp_path: Path) -> None:

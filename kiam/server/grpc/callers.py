@@ -1,0 +1,65 @@
+"""Who calls: the names in the certificate, whichever way the connection came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc import aio
+
+Context = aio.ServicerContext[Any, Any]
+
+_DNS_SANS = "peer_dns"
+"""gRPC's name for them in the authentication context (src/core/tsi/ssl_transport_security.cc)."""
+_UNIX = "unix"
+"""How gRPC's names of peers on Unix sockets begin."""
+
+
+class Callers:
+    """Looks callers up, and refuses those that no certificate stands behind."""
+
+    def __init__(self, joined: Callable[[str], frozenset[str] | None]) -> None:
+        """``joined``: the DNS names of a client that the front joined, by gRPC's name for the peer; None: it didn't."""
+        self._joined = joined
+
+    def dns_names(self, context: Context) -> frozenset[str]:
+        """The DNS SANs of the caller's certificate."""
+        peer = context.peer()
+        if peer.startswith(_UNIX):
+            return self._joined(peer) or frozenset()
+        return frozenset(name.decode("ascii", "replace") for name in context.auth_context().get(_DNS_SANS, ()))
+
+    def guard(self, service: ServiceDescriptor, servicer: Any) -> Any:
+        """A servicer that refuses calls over a Unix connection that the front didn't make.
+
+        Which attack: on gRPC's Unix socket no TLS asks for a certificate, so whoever gets at it, another process of
+        this user or, where no folder could be made, of this network namespace, could ask for any pod's credentials.
+        """
+        guarded = SimpleNamespace()
+        for method in service.methods:
+            wrap = self._guard_stream if method.server_streaming else self._guard_unary
+            setattr(guarded, method.name, wrap(getattr(servicer, method.name)))
+        return guarded
+
+    async def _check(self, context: Context) -> None:
+        peer = context.peer()
+        if peer.startswith(_UNIX) and self._joined(peer) is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "come through the server's port, with a certificate")
+
+    def _guard_unary(self, behaviour: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
+        async def guarded(request: Any, context: Context) -> Any:
+            await self._check(context)
+            return await behaviour(request, context)
+
+        return guarded
+
+    def _guard_stream(self, behaviour: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
+        async def guarded(request: Any, context: Context) -> Any:
+            await self._check(context)
+            async for message in behaviour(request, context):
+                yield message
+
+        return guarded
