@@ -20,7 +20,7 @@ define install-missing
 @$(call install-missing-now,$(1))
 endef
 
-.PHONY: setup demo bench test test-vm test-image test-clients test-site client-table docs lint proto lock clean chart-docs architecture \
+.PHONY: setup demo attacks bench test test-vm test-image test-clients test-site client-table docs lint proto lock clean chart-docs architecture \
   manifests pictures
 
 setup: $(VENV)/.ready
@@ -101,6 +101,10 @@ test-vm: setup
 	$(call install-missing,$(VM_PACKAGES))
 	$(BIN)/pytest -q -m vm
 	$(BIN)/python -m tests.vm $(foreach kernel,$(KERNELS),--kernel $(kernel))
+
+# Every way to instance metadata, tried by dataplane; the table goes into docs/security.md.
+attacks: setup
+	$(BIN)/python -m tests.attacks.table
 
 # Figures: make bench SECTIONS="node dataplanes server fanout"; a table, and JSON in bench.json
 SECTIONS ?=

@@ -24,6 +24,10 @@
 #define SOCK_STREAM 1
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88A8
+#define ETH_HEADER 14
+#define VLAN_TAG 4
 #define IP4_LENGTH 2 // offset in the header, RFC 791
 #define IP4_FRAGMENT 6
 #define IP4_FRAGMENT_MASK 0x3FFF // more fragments, or an offset
@@ -411,6 +415,39 @@ static inline int may_be_forwarded(struct __sk_buff *skb)
     return 0;
 }
 
+// Whether a frame is for a metadata address by its own words, up to two VLAN tags skipped. The kernel takes the start of
+// a frame from a packet socket's ring (PACKET_TX_RING) for its IP header.
+static inline int frame_is_for_metadata(struct __sk_buff *skb)
+{
+    u16 type;
+    u32 ip4;
+    u32 ip6[4];
+#pragma unroll
+    for (u32 header = ETH_HEADER; header <= ETH_HEADER + 2 * VLAN_TAG; header += VLAN_TAG) {
+        if (bpf_skb_load_bytes_relative(skb, header - 2, &type, sizeof(type), BPF_HDR_START_MAC))
+            return 0;
+        if (type == HTONS(ETH_P_IP))
+            return !bpf_skb_load_bytes_relative(skb, header + IP4_DESTINATION, &ip4, sizeof(ip4), BPF_HDR_START_MAC) &&
+                   ip4 == METADATA_IP4;
+        if (type == HTONS(ETH_P_IPV6))
+            return !bpf_skb_load_bytes_relative(skb, header + IP6_DESTINATION, &ip6, sizeof(ip6), BPF_HDR_START_MAC) &&
+                   ip6[0] == METADATA_IP6_0 && !ip6[1] && !ip6[2] && ip6[3] == METADATA_IP6_3;
+        if (type != HTONS(ETH_P_8021Q) && type != HTONS(ETH_P_8021AD))
+            return 0;
+    }
+    return 0;
+}
+
+// What becomes of a packet that isn't for a metadata address where the kernel takes its IP header to be. No IP stack
+// makes one that is for it all the same.
+static inline int otherwise(struct __sk_buff *skb)
+{
+    if (!frame_is_for_metadata(skb))
+        return CONTINUE;
+    count(BYPASS);
+    return DROP;
+}
+
 // On the devices by which packets leave the node: what gets there for a metadata address has to come from a socket of the
 // host's own. Some pods' packets never pass the host's network stack, where the guard is: Cilium's eBPF host routing,
 // macvlan, ipvlan.
@@ -424,21 +461,21 @@ int kiam_uplink(struct __sk_buff *skb)
 
     // Not skb->protocol: a packet socket can say there what it likes.
     if (bpf_skb_load_bytes_relative(skb, 0, &version, sizeof(version), BPF_HDR_START_NET))
-        return CONTINUE;
+        return otherwise(skb);
     if (version >> 4 == 4) {
         if (bpf_skb_load_bytes_relative(skb, IP4_DESTINATION, &ip4, sizeof(ip4), BPF_HDR_START_NET) ||
             ip4 != METADATA_IP4)
-            return CONTINUE;
+            return otherwise(skb);
         if (bpf_skb_load_bytes_relative(skb, IP4_PROTOCOL, &protocol, sizeof(protocol), BPF_HDR_START_NET))
             return DROP;
     } else if (version >> 4 == 6) {
         if (bpf_skb_load_bytes_relative(skb, IP6_DESTINATION, &ip6, sizeof(ip6), BPF_HDR_START_NET) ||
             ip6[0] != METADATA_IP6_0 || ip6[1] || ip6[2] || ip6[3] != METADATA_IP6_3)
-            return CONTINUE;
+            return otherwise(skb);
         if (bpf_skb_load_bytes_relative(skb, IP6_NEXT_HEADER, &protocol, sizeof(protocol), BPF_HDR_START_NET))
             return DROP;
     } else {
-        return CONTINUE;
+        return otherwise(skb);
     }
 
     // Forwarded packets have no socket. Another protocol than these could hide TCP behind an extension header.

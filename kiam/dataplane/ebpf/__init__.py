@@ -20,10 +20,12 @@ from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cg
 from kiam.dataplane.ebpf.inspection import find_problems, read_back
 from kiam.dataplane.ebpf.request import write_request
 from kiam.dataplane.ebpf.state import COUNTERS_MAP, DROP_REASONS, REDIRECTS, UPLINK_HOOK
+from kiam.dataplane.egress import EgressGuard
 from kiam.errors import UserError
 
 log = logging.getLogger(__name__)
 
+EGRESS = EgressGuard("kiam_ebpf")
 _LOADER_SECONDS = 180.0
 """Half a second of work, but a node that starts is busy, and the agent is to wait rather than to fail."""
 
@@ -44,6 +46,7 @@ class EbpfDataplane:
         check_addresses(wanted)
         node.require_capabilities()
         _run_loader(write_request(wanted, self._cgroup()))
+        EGRESS.install(wanted)
 
     def remove(self) -> None:
         """See Dataplane.remove."""
@@ -52,6 +55,7 @@ class EbpfDataplane:
             detach_all(descriptor)
         uplink.detach_all()
         Guard().remove()
+        EGRESS.remove()
 
     def inspect(self, wanted: WantedState | None = None) -> Inspection:
         """See Dataplane.inspect. Where rights are missing the guard, which takes fewer to see, tells of the rest."""
@@ -93,6 +97,7 @@ class EbpfDataplane:
                 redirects = bpf.sum_over_processors(counters, REDIRECTS)
                 drops = {reason: bpf.sum_over_processors(counters, index) for index, reason in DROP_REASONS.items()}
         drops["bypass"] += guarded
+        drops["host-network"] += EGRESS.dropped()
         return Counters(redirects, drops)
 
     def _cgroup(self) -> Path:
@@ -111,7 +116,8 @@ def _hidden_for_lack_of_rights() -> str:
 
 
 def _problems(ours: list[Attachment], wanted: WantedState, cgroup: Path) -> list[str]:
-    return find_problems(ours, node.configuration(wanted, cgroup), Guard(wanted))
+    problems = find_problems(ours, node.configuration(wanted, cgroup), Guard(wanted))
+    return problems + EGRESS.problems(wanted)
 
 
 def _run_loader(line: str) -> None:

@@ -12,7 +12,6 @@ agent without bpffs, on kernels older than the netfilter programs of Linux 6.4.
 from __future__ import annotations
 
 import json
-import subprocess
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from kiam.dataplane.contract import WantedState
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.netfilter import nft
 from kiam.netfilter.interfaces import InterfacePattern
 
 TABLE = "kiam_ebpf"
@@ -94,40 +94,23 @@ def wanted_objects(wanted: WantedState | None = None, finishing: bool = False) -
         *(_drop(_REQUESTS, from_outside, _address(protocol, "daddr", address)) for protocol, address in addresses),
         # A request may have left by a way of its own, past this namespace; its answer is not to get in.
         *([_pass(_ANSWERS, "oifname", forward_from)] if forward_from else []),
-        *([_pass(_ANSWERS, "iifname", forward_from)] if forward_from and finishing else []),
-        # What was let through as translated and then wasn't.
-        *(_drop(_ANSWERS, _address(protocol, "daddr", address)) for protocol, address in addresses if finishing),
+        *([_pass(_ANSWERS, "iifname", forward_from)] if forward_from else []),
+        # What a packet socket had come in on lo, and what was let through as translated and then wasn't.
+        *(_drop(_ANSWERS, _address(protocol, "daddr", address)) for protocol, address in addresses),
         *(_drop(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
     ]
 
 
-def _run(commands: list[dict[str, Any]]) -> tuple[int, dict[str, Any], str]:
-    # The program and not libnftables: the library waits with select(), which aborts the process when it holds more than
-    # 1024 descriptors, and any pod could have the agent hold that many.
-    try:
-        done = subprocess.run(
-            # As an argument: to read standard input nft opens /dev/stdin, which not every /dev has.
-            ["nft", "--json", json.dumps({"nftables": commands})],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise UserError("the program nft is missing: install the package nftables") from error
-    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
-
-
 def _change(commands: list[dict[str, Any]]) -> None:
-    status, _, message = _run(commands)
-    if status:
-        first = message.strip().splitlines()[0] if message.strip() else "no reason given"
+    answer = nft.run(commands)
+    if answer.status:
+        first = answer.said.strip().splitlines()[0] if answer.said.strip() else "no reason given"
         raise UserError(f"nftables refused the guard of the eBPF dataplane: {first}")
 
 
 def _listed() -> list[dict[str, Any]]:
-    status, output, _ = _run([{"list": {"table": {"family": _FAMILY, "name": TABLE}}}])
-    return [] if status else [one for one in output.get("nftables", []) if "metainfo" not in one]
+    answer = nft.list_table(_FAMILY, TABLE)
+    return [] if answer.status else answer.objects
 
 
 def _essence(listed: list[dict[str, Any]]) -> list[str]:

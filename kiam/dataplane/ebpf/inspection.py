@@ -8,6 +8,7 @@ from kiam.dataplane.ebpf import uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import Attachment, read_configs
 from kiam.dataplane.ebpf.state import UPLINK_HOOK, Config, differences, wanted_hooks
+from kiam.dataplane.egress import find_uplinks
 from kiam.netfilter.interfaces import EVERY_INTERFACE
 
 
@@ -55,7 +56,7 @@ def read_back(ours: list[Attachment]) -> WantedState | None:
 def _uplink_problems() -> list[str]:
     attached = {device.index: len(device.programs) for device in uplink.find_ours()}
     problems = []
-    for device in uplink.find_uplinks():
+    for device in find_uplinks():
         number = attached.get(device.index, 0)
         if number == 0:
             problems.append(f"the program {UPLINK_HOOK.program} is not attached to {device.name}")

@@ -15,9 +15,8 @@ from typing import Any
 from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.ebpf.node import kernel_lacks
 from kiam.dataplane.ebpf.state import PREFIX, UPLINK_HOOK
-from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.dataplane.egress import find_uplinks
 
-_LOOPBACK_INDEX = 1
 _F_BEFORE = 1 << 3
 """linux/bpf.h: ahead of the programs that are there, one of which may end the chain."""
 _CLSACT_EGRESS = "ffff:fff3"
@@ -48,29 +47,6 @@ def _routing() -> Iterator[Any]:
 
     with IPRoute() as routing:
         yield routing
-
-
-def _devices_of(route: Any) -> Iterator[int]:
-    index = route.get_attr("RTA_OIF")
-    if index is not None:
-        yield int(index)
-    for hop in route.get_attr("RTA_MULTIPATH") or ():
-        yield int(hop["oif"])
-
-
-def find_uplinks() -> list[Uplink]:
-    """The devices of every default route in any table, and of the routes to the metadata addresses."""
-    indexes: set[int] = set()
-    with _routing() as routing:
-        for family, address in ((socket.AF_INET, METADATA_IPV4), (socket.AF_INET6, METADATA_IPV6)):
-            for route in routing.get_routes(family=family):
-                if route["dst_len"] == 0:
-                    indexes.update(_devices_of(route))
-            with suppress(Exception):  # pyroute2's NetlinkError: no route to it at all
-                for route in routing.route("get", dst=str(address), family=family):
-                    indexes.update(_devices_of(route))
-    names = dict(socket.if_nameindex())
-    return [Uplink(index, names[index]) for index in sorted(indexes) if index != _LOOPBACK_INDEX and index in names]
 
 
 def find_ours() -> list[Uplink]:

@@ -13,6 +13,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from kiam.dataplane.addresses import check_addresses, is_local
 from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.iptables.programs import (
     Programs,
     RulesChangedError,
@@ -42,6 +43,7 @@ from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.xtables import Ruleset, Table
 
+EGRESS = EgressGuard("kiam_iptables")
 _BACKENDS = (IptablesBackend.NFT, IptablesBackend.LEGACY)
 
 
@@ -103,6 +105,7 @@ class IptablesDataplane:
             install()
         else:
             in_host_cgroup_namespace(install)
+        EGRESS.install(wanted)
         # Only now, so that pods are redirected by one or by both.
         for programs in _all_programs():
             if programs.backend is not backend:
@@ -113,6 +116,7 @@ class IptablesDataplane:
         families = list(_all_programs())
         if not families:
             require_programs(IptablesBackend.NFT, False)
+        EGRESS.remove()
         for programs in families:
             self._remove_family(programs)
 
@@ -142,6 +146,7 @@ class IptablesDataplane:
         if not any(tables_of.values()):
             return Inspection(Condition.ABSENT)
         problems += _halves(tables_of)
+        problems += [] if wanted is None else EGRESS.problems(wanted)
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
         return Inspection(condition, tuple(found), tuple(problems), installed)
 
@@ -156,6 +161,8 @@ class IptablesDataplane:
             redirects += redirects_counted(ruleset)
             for reason, count in drops_counted(ruleset).items():
                 drops[reason] = drops.get(reason, 0) + count
+        if "host-network" in drops:
+            drops["host-network"] += EGRESS.dropped()
         return Counters(redirects, drops)
 
     def _backend(self, wanted: WantedState) -> IptablesBackend:

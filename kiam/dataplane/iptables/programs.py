@@ -202,7 +202,8 @@ def _rule_count(ruleset: Ruleset) -> int:
 def choose_backend(nft: list[Ruleset], legacy: list[Ruleset]) -> IptablesBackend:
     """Where the host's rules are, found as kube-proxy's image finds it (kubernetes-sigs/iptables-wrappers).
 
-    Kubelet's hint chains in mangle decide; without any, the backend with more rules, and nft when they are even.
+    Kubelet's hint chains in mangle decide; without any, the backend with more rules; when they are even, the one with
+    ours, which may be all that is there after an install that adopted the only rule of others; else nft.
     """
 
     def hinted(rulesets: list[Ruleset]) -> bool:
@@ -210,7 +211,12 @@ def choose_backend(nft: list[Ruleset], legacy: list[Ruleset]) -> IptablesBackend
 
     if hinted(nft):
         return IptablesBackend.NFT
-    if hinted(legacy) or sum(map(_rule_count, legacy)) > sum(map(_rule_count, nft)):
+
+    def ours(rulesets: list[Ruleset]) -> bool:
+        return any(own_hooks(table) for ruleset in rulesets for table in ruleset.values())
+
+    in_legacy, in_nft = sum(map(_rule_count, legacy)), sum(map(_rule_count, nft))
+    if hinted(legacy) or in_legacy > in_nft or (in_legacy == in_nft and ours(legacy) and not ours(nft)):
         return IptablesBackend.LEGACY
     return IptablesBackend.NFT
 

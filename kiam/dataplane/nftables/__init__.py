@@ -15,6 +15,7 @@ from typing import Any
 from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.nftables.readback import read_back
 from kiam.dataplane.nftables.rules import (
     DROP_REASONS,
@@ -34,6 +35,7 @@ from kiam.errors import UserError
 _PACKAGES = "install the package python3-nftables on the node or in the image (apt-get or dnf install python3-nftables)"
 _HIGHEST_DESCRIPTOR = 1000
 """A little below FD_SETSIZE (1024), sys/select.h."""
+EGRESS = EgressGuard("kiam")
 _LIST: Json = {"list": {"table": {"family": FAMILY, "name": TABLE}}}
 
 
@@ -124,9 +126,11 @@ class NftablesDataplane:
                 _apply(install_transaction(chains, listed))
 
         _where_cgroups_are_found(wanted, install)
+        EGRESS.install(wanted)
 
     def remove(self) -> None:
-        """Delete the table."""
+        """Delete the tables."""
+        EGRESS.remove()
         if _list_table() is None:
             return
         key = {"family": FAMILY, "name": TABLE}
@@ -144,14 +148,16 @@ class NftablesDataplane:
         if wanted is None:
             return Inspection(Condition.INSTALLED, found, installed=read_back(listed))
         chains = wanted_chains(wanted, find_host_pods(wanted))
-        problems = differences(chains, listed, read_counters(listing))
+        problems = [*differences(chains, listed, read_counters(listing)), *EGRESS.problems(wanted)]
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
         return Inspection(condition, found, tuple(problems), read_back(listed))
 
     def counters(self) -> Counters:
         """Read the named counters."""
         found = read_counters(_list_table() or {})
-        return Counters(found.get(REDIRECTS, 0), {reason: found.get(reason, 0) for reason in DROP_REASONS})
+        drops = {reason: found.get(reason, 0) for reason in DROP_REASONS}
+        drops["host-network"] += EGRESS.dropped() if found else 0
+        return Counters(found.get(REDIRECTS, 0), drops)
 
 
 def _list_text() -> tuple[str, ...]:

@@ -192,8 +192,14 @@ def _guard_chain(wanted: WantedState) -> NftChain:
 
 
 def _answers_chain(wanted: WantedState) -> NftChain:
-    rules = [NftRule((_address("saddr", ipv6), _count("bypass"), _DROP)) for ipv6 in (False, True)]
-    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, (*_allowed("oifname", wanted), *rules))
+    # Requests once more: a packet socket of the host's can have one come in on lo, for the host to forward.
+    rules = [
+        NftRule((_address(field, ipv6), _count("bypass"), _DROP))
+        for field in ("saddr", "daddr")
+        for ipv6 in (False, True)
+    ]
+    allowed = (*_allowed("oifname", wanted), *_allowed("iifname", wanted))
+    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, (*allowed, *rules))
 
 
 def _agent_passes(host_pods: HostPods) -> tuple[NftRule, ...]:

@@ -190,9 +190,17 @@ def _checksum(data: bytes) -> int:
 FLAGS = {"fin": 1, "syn": 2, "rst": 4, "ack": 16}
 
 
-def _segment(source: str, address: str, port: int, flags: str, payload: bytes, good_checksum: bool) -> bytes:
+def _segment(
+    source: str,
+    address: str,
+    port: int,
+    flags: str,
+    payload: bytes,
+    good_checksum: bool,
+    source_port: int = 40000,
+) -> bytes:
     bits = sum(FLAGS[flag] for flag in flags.split("+"))
-    header = struct.pack("!HHIIBBHHH", 40000, port, 1, 1, 5 << 4, bits, 1000, 0, 0)
+    header = struct.pack("!HHIIBBHHH", source_port, port, 1, 1, 5 << 4, bits, 1000, 0, 0)
     family = _family(address)
     ends = socket.inet_pton(family, source) + socket.inet_pton(family, address)
     length = len(header) + len(payload)
@@ -208,8 +216,8 @@ def raw_segment(source: str, address: str, port: int, flags: str, good_checksum:
         raw.sendto(segment, (address, 0))
 
 
-def _packet(source: str, address: str, port: int, flags: str) -> tuple[int, bytes]:
-    segment = _segment(source, address, port, flags, b"GET / HTTP/1.0\r\n\r\n", True)
+def _packet(source: str, address: str, port: int, flags: str, source_port: int = 40000) -> tuple[int, bytes]:
+    segment = _segment(source, address, port, flags, b"GET / HTTP/1.0\r\n\r\n", True, source_port)
     if ":" in address:
         ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, address)
         return ETH_P_IPV6, struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + ends + segment
@@ -218,9 +226,9 @@ def _packet(source: str, address: str, port: int, flags: str) -> tuple[int, byte
     return ETH_P_IP, header[:10] + struct.pack("!H", _checksum(header)) + header[12:] + segment
 
 
-def tunnelled(kind: str, endpoint: str, mac: str, source: str, address: str) -> None:
+def tunnelled(kind: str, endpoint: str, mac: str, source: str, address: str, source_port: int = 40000) -> None:
     """Send a SYN for port 80 of ``address`` inside a tunnel's packet to ``endpoint``; ``mac``: the far end's."""
-    protocol, packet = _packet(source, address, 80, "syn")
+    protocol, packet = _packet(source, address, 80, "syn", source_port)
     frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("0a0000000099") + struct.pack("!H", protocol) + packet
     if kind == "vxlan":  # RFC 7348
         _send_datagram(endpoint, 8472, struct.pack("!II", 0x08 << 24, TUNNEL_ID << 8) + frame)

@@ -85,6 +85,15 @@ def test_a_rule_of_a_conventional_agent_or_written_by_hand_is_adopted_and_not_do
     assert prerouting(world, backend) == []
 
 
+def test_the_rule_store_stays_the_same_when_the_only_rule_in_it_was_adopted(
+    iptables: Plane, world: World, backend: str
+) -> None:
+    world.node.run(f"iptables-{backend}", "-t", "nat", *BY_HAND.split())
+    for _ in range(2):
+        iptables.install(iptables.but(iptables_backend=IptablesBackend.AUTO))
+        assert prerouting(world, backend) == [BY_HAND]
+
+
 def test_a_rule_to_another_place_is_not_adopted(iptables: Plane, world: World, backend: str) -> None:
     world.node.run(f"iptables-{backend}", "-t", "nat", *BY_HAND.split())
     iptables.install(iptables.but(port=OTHER_AGENT_PORT))

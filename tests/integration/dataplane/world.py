@@ -21,6 +21,7 @@ from tests.sandbox.cgroups import NodeCgroup
 from tests.sandbox.netns import METADATA_IPV4, METADATA_IPV6, NODE_IPV4, NODE_IPV6, NetNs, NodeNet, PodNet
 from tests.sandbox.process import placed, wait_until
 
+CLIENT = Path(__file__).with_name("client.py")
 AGENT_PORT = 8181
 OTHER_AGENT_PORT = 8282
 METADATA = str(METADATA_IPV4)
@@ -103,8 +104,7 @@ class Service:
 class Client:
     """A process in a network namespace, and a cgroup, that does what it is told; see :mod:`.client`."""
 
-    def __init__(self, netns: NetNs, cgroup: Path) -> None:
-        script = Path(__file__).with_name("client.py")
+    def __init__(self, netns: NetNs, cgroup: Path, script: Path = CLIENT) -> None:
         self._process = subprocess.Popen(
             placed([sys.executable, "-I", "-S", str(script)], netns.name, cgroup),
             stdin=subprocess.PIPE,
@@ -171,9 +171,9 @@ class World:
         self._stack.callback(service.stop)
         return service
 
-    def client_in(self, netns: NetNs, cgroup: Path) -> Client:
+    def client_in(self, netns: NetNs, cgroup: Path, script: Path = CLIENT) -> Client:
         """Start another client; it ends with the world."""
-        client = Client(netns, cgroup)
+        client = Client(netns, cgroup, script)
         self._stack.callback(client.close)
         return client
 
