@@ -92,12 +92,12 @@ def wanted_objects(wanted: WantedState | None = None, finishing: bool = False) -
         *(_translated_to(address, wanted.port) for address in agents if finishing and wanted is not None),
         *([_pass(_REQUESTS, "iifname", forward_from)] if forward_from else []),
         *(_drop(_REQUESTS, from_outside, _address(protocol, "daddr", address)) for protocol, address in addresses),
-        # A request may have left by a way of its own, past this namespace; its answer is not to get in.
         *([_pass(_ANSWERS, "oifname", forward_from)] if forward_from else []),
         *([_pass(_ANSWERS, "iifname", forward_from)] if forward_from else []),
+        # A request may have left by a way of its own, past this namespace; its answer is not to get in.
+        *(_drop(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
         # What a packet socket had come in on lo, and what was let through as translated and then wasn't.
         *(_drop(_ANSWERS, _address(protocol, "daddr", address)) for protocol, address in addresses),
-        *(_drop(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
     ]
 
 

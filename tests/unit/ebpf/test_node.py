@@ -56,9 +56,13 @@ def test_the_guard_drops_both_metadata_addresses_on_every_interface_but_loopback
     assert (chains["requests"]["hook"], chains["requests"]["prio"]) == ("prerouting", -310)
 
 
-def test_the_guard_drops_only_forwarded_answers() -> None:
+def test_the_guard_drops_forwarded_answers_and_requests() -> None:
     rules = [one["rule"]["expr"] for one in wanted_objects() if "rule" in one and one["rule"]["chain"] == "answers"]
-    assert [rule[0]["match"]["right"] for rule in rules] == ["169.254.169.254", "fd00:ec2::254"]
-    assert {rule[0]["match"]["left"]["payload"]["field"] for rule in rules} == {"saddr"}
+    assert [(rule[0]["match"]["left"]["payload"]["field"], rule[0]["match"]["right"]) for rule in rules] == [
+        ("saddr", "169.254.169.254"),
+        ("saddr", "fd00:ec2::254"),
+        ("daddr", "169.254.169.254"),
+        ("daddr", "fd00:ec2::254"),
+    ]
     (chain,) = [one["chain"] for one in wanted_objects() if "chain" in one and one["chain"]["name"] == "answers"]
     assert chain["hook"] == "forward"
