@@ -475,30 +475,64 @@ Global___Pod: _TypeAlias = Pod  # noqa: Y015
 
 @_typing.final
 class Identity(_message.Message):
-    """What STS is asked for; credentials are shared by all pods with the same identity."""
+    """What STS is asked for; credentials are shared by all pods with the same identity. Agents tell identities apart by the
+    first three fields and by nothing else, as agents do that know no others.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLE_ARN_FIELD_NUMBER: _builtins.int
     SESSION_NAME_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    SESSION_TAGS_FIELD_NUMBER: _builtins.int
+    SOURCE_IDENTITY_FIELD_NUMBER: _builtins.int
     role_arn: _builtins.str
     session_name: _builtins.str
     external_id: _builtins.str
+    """The external id; followed by "|" and a hash of all that identities differ in, if there are session tags or a source
+    identity. No external id has a "|".
+    """
+    source_identity: _builtins.str
+    @_builtins.property
+    def session_tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionTag]: ...
     def __init__(
         self,
         *,
         role_arn: _builtins.str = ...,
         session_name: _builtins.str = ...,
         external_id: _builtins.str = ...,
+        session_tags: _abc.Iterable[Global___SessionTag] | None = ...,
+        source_identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "role_arn", b"role_arn", "session_name", b"session_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "role_arn", b"role_arn", "session_name", b"session_name", "session_tags", b"session_tags", "source_identity", b"source_identity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Identity: _TypeAlias = Identity  # noqa: Y015
+
+@_typing.final
+class SessionTag(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionTag: _TypeAlias = SessionTag  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):

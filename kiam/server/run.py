@@ -34,6 +34,7 @@ from kiam.server.policy.demand import Demand
 from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.permitted import Decision, forbidden_message
+from kiam.server.policy.sessions import Sessions
 from kiam.server.readiness import Readiness
 from kiam.server.settings import ServerSettings
 from kiam.tls.reload import TLSReloader
@@ -90,6 +91,7 @@ class Server:
             int(config.session_duration.total_seconds()),
             config.fetchers,
             config.role_base_arn,
+            config.session_tags_transitive,
         )
         api = self._api = await KubeApi.connect(config.kubeconfig)
         credentials = CredentialsManager(
@@ -153,7 +155,8 @@ class Server:
             self._readiness.reached(BASE_ARN)
         evaluator = Evaluator(not config.disable_strict_namespace_regexp, self._namespaces.touch)
         tasks.create_task(evaluator.run())
-        self._judge = Judge(self._namespaces, evaluator, base_arn, config.session)
+        sessions = Sessions(config.sessions)
+        self._judge = Judge(self._namespaces, evaluator, base_arn, sessions, config.policy)
         Demand(self._pods, self._namespaces, self._judge, credentials, self._record_unusable)
         _spare_the_collector()
         watch_seconds = config.sync.total_seconds()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,6 +20,63 @@ TOO_LATE_FIX = "leave --session-refresh out, or give it 10m or more (with --sess
 """What to say of a ``--session-refresh`` below LEAST_LEFT."""
 
 
+PLACEHOLDERS = ("cluster", "namespace", "serviceaccount", "pod")
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_CLUSTER_NAME = re.compile(r"[\w .:/=+@-]{1,256}", re.ASCII)
+
+
+class TagScope(enum.StrEnum):
+    """How far session tags go (``--session-tags``); each has those of the ones before it."""
+
+    NONE = "none"
+    NAMESPACE = "namespace"
+    SERVICE_ACCOUNT = "service-account"
+    POD = "pod"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """The flags about sessions."""
+
+    session: str = "kiam"
+    """A name, or a template with PLACEHOLDERS in braces."""
+    cluster: str = ""
+    tags: TagScope = TagScope.NONE
+    source_identity: str = ""
+    """A template; empty: none is set."""
+
+
+def template_problem(template: str) -> str:
+    """What is wrong with a template; empty: nothing."""
+    for name in PLACEHOLDER.findall(template):
+        if name not in PLACEHOLDERS:
+            known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+            return f"'{{{name}}}' is none of {known}"
+    return ""
+
+
+def cluster_name_problem(name: str) -> str:
+    """Why a cluster's name can't be a session tag's value; empty: it can."""
+    return "" if _CLUSTER_NAME.fullmatch(name) else "give 1 to 256 letters, digits, blanks and _.:/=+@-"
+
+
+def needs_cluster(settings: SessionSettings) -> bool:
+    """Whether the cluster's name is part of what is asked for."""
+    return settings.tags is not TagScope.NONE or any(
+        "{cluster}" in template for template in (settings.session, settings.source_identity)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """The flags about what namespaces permit."""
+
+    default_permitted: str = ""
+    """For namespaces without an annotation about it."""
+    kube2iam_annotations: bool = False
+    """Whether ``allowed-roles`` counts beside ``permitted``."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """One field for each flag, under its name."""
@@ -30,7 +89,9 @@ class ServerSettings:
     role_base_arn: str
     """Empty: detect it."""
     disable_strict_namespace_regexp: bool
-    session: str
+    sessions: SessionSettings
+    policy: PolicySettings
+    session_tags_transitive: bool
     session_duration: timedelta
     session_refresh: timedelta
     assume_role_arn: str

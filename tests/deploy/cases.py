@@ -322,6 +322,15 @@ CASES |= {
     "server.cache.syncInterval": Case("5m", _server_arg("sync", "5m")),
     "server.sessionDuration": Case("1h", _server_arg("session-duration", "1h")),
     "server.sessionRefresh": Case("25m", _server_arg("session-refresh", "25m")),
+    "server.session": Case("{namespace}.{pod}", _server_arg("session", "{namespace}.{pod}")),
+    "server.clusterName": Case("prod eu", _server_arg("cluster-name", "prod eu")),
+    "server.sessionTags": Case("pod", _server_arg("session-tags", "pod")),
+    "server.sessionTagsTransitive": Case(True, _server_arg("session-tags-transitive", "")),
+    "server.sourceIdentity": Case("{namespace}.{pod}", _server_arg("source-identity", "{namespace}.{pod}")),
+    "server.defaultPermitted": Case(
+        r"arn:aws:iam::\d+:role/x: y", _server_arg("default-permitted", r"arn:aws:iam::\d+:role/x: y")
+    ),
+    "server.kube2iamAnnotations": Case(True, _server_arg("kube2iam-annotations", "")),
     "server.nodeAuthorization": Case(True, _server_arg("node-authorization", "")),
     "server.disableStrictNamespaceRegexp": Case(True, _server_arg("disable-strict-namespace-regexp", "")),
     "server.keepaliveParams.time": Case("30s", _server_arg("grpc-keepalive-time-duration", "30s")),

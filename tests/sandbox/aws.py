@@ -79,6 +79,9 @@ class AssumeRoleCall:
     role_arn: str
     session_name: str
     external_id: str
+    tags: dict[str, str]
+    transitive_tags: list[str]
+    source_identity: str
     duration: int
     outcome: str
     """``ok`` or the fault."""
@@ -184,6 +187,9 @@ class Front:
                 role_arn=role,
                 session_name=form.get("RoleSessionName", ""),
                 external_id=form.get("ExternalId", ""),
+                tags=dict(zip(_members(form, "Tags", ".Key"), _members(form, "Tags", ".Value"), strict=True)),
+                transitive_tags=_members(form, "TransitiveTagKeys"),
+                source_identity=form.get("SourceIdentity", ""),
                 duration=int(form.get("DurationSeconds", 3600)),
                 outcome=faults.sts if hit and faults.sts else "ok",
                 region=scope.group(1) if scope else "",
@@ -287,6 +293,11 @@ class Front:
             status = 404 if host and answer.status >= 500 else answer.status
             kept = {key: value for key, value in answer.headers.items() if key.lower() not in _HOP_BY_HOP}
             return web.Response(status=status, body=await answer.read(), headers=kept)
+
+
+def _members(form: dict[str, str], name: str, field: str = "") -> list[str]:
+    """A list in AWS's query protocol: ``Tags.member.1.Key``, ``Tags.member.2.Key``, ..."""
+    return [form[key] for number in range(1, 51) if (key := f"{name}.member.{number}{field}") in form]
 
 
 def _now() -> str:

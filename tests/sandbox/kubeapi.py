@@ -629,6 +629,7 @@ def pod(
     addresses: Iterable[str] = (),
     host_network: bool = False,
     uid: str | None = None,
+    service_account: str = "default",
 ) -> Json:
     """A Pod as kubelet reports it. ``addresses`` adds further ``status.podIPs``."""
     notes = dict(annotations or {})
@@ -637,7 +638,11 @@ def pod(
     metadata: Json = {"name": name, "namespace": namespace, "annotations": notes, "labels": {"app": name}}
     if uid is not None:
         metadata["uid"] = uid
-    spec: Json = {"nodeName": node, "containers": [{"name": "main", "image": "example.invalid/app:1"}]}
+    spec: Json = {
+        "nodeName": node,
+        "serviceAccountName": service_account,
+        "containers": [{"name": "main", "image": "example.invalid/app:1"}],
+    }
     if host_network:
         spec["hostNetwork"] = True
     status: Json = {"phase": phase, "hostIP": host_address}

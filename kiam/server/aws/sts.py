@@ -43,13 +43,21 @@ class BotoSTS:
     """
 
     def __init__(
-        self, region: str, assume_role_arn: str, duration_seconds: int, fetchers: int, base_arn: str = ""
+        self,
+        region: str,
+        assume_role_arn: str,
+        duration_seconds: int,
+        fetchers: int,
+        base_arn: str = "",
+        transitive_tags: bool = False,
     ) -> None:
         """Make the client: reads files and parses JSON, but sends nothing.
 
         ``region`` empty: the global endpoint. ``assume_role_arn`` empty: the server's own identity. ``base_arn`` is put
-        before a role that isn't an ARN; empty: not known yet. Raises UserError.
+        before a role that isn't an ARN; empty: not known yet. ``transitive_tags``: session tags stay when the session
+        assumes another role. Raises UserError.
         """
+        self._transitive_tags = transitive_tags
         self._duration = duration_seconds
         self._own_role = assume_role_arn
         self.base_arn = base_arn
@@ -111,6 +119,12 @@ class BotoSTS:
         }
         if identity.external_id:
             request["ExternalId"] = identity.external_id
+        if identity.tags:
+            request["Tags"] = [{"Key": key, "Value": value} for key, value in identity.tags]
+            if self._transitive_tags:
+                request["TransitiveTagKeys"] = [key for key, _ in identity.tags]
+        if identity.source_identity:
+            request["SourceIdentity"] = identity.source_identity
         now = datetime.now(UTC)
         try:
             credentials = self._client.assume_role(**request)["Credentials"]

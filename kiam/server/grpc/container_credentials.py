@@ -24,7 +24,7 @@ from kiam.server.kubernetes.api import KubeError
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import PodStore
 from kiam.server.kubernetes.tokens import BoundToken, TokenRefusedError, TokenReviewer
-from kiam.server.policy.judge import Judge
+from kiam.server.policy.judge import Judge, unknown_namespace
 from kiam.server.policy.permitted import Decision
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,11 @@ class ContainerCredentials:
         bound = await self._told(self._reviewer.review(question.token), hold)
         pod = await self._pod(question, bound, arrivals, hold)
         role = pod.role or await self._told(self._accounts.role(bound.namespace, bound.service_account), hold)
+        if not role:
+            by_default = self._judge().with_role(pod)
+            if by_default is None:
+                return pod, "", unknown_namespace(pod)
+            role = by_default.role
         if not role:
             raise RefusedError("neither the pod nor its service account is annotated with a role")
         judge = self._judge()

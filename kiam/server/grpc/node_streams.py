@@ -28,6 +28,9 @@ MOST_EVENTS_FOR_FAILURE = 20
 """Pods of one identity and node that get an Event for one failed AssumeRole."""
 
 
+_Key = tuple[str, str, str]
+
+
 class NodeStream:
     """One agent's stream: what it holds, and what has changed since."""
 
@@ -42,7 +45,7 @@ class NodeStream:
         self._work = asyncio.Event()
         self._ended = False
         self._sent = {known.uid: known.fingerprint for known in request.known_pods}
-        self._sent_expiration = {_identity(known.identity): known.expiration for known in request.known_credentials}
+        self._sent_expiration = {_key(known.identity): known.expiration for known in request.known_credentials}
         self._identity_of: dict[str, Identity] = {}
         # Counts and not sets: a set for each identity of each node would cost the garbage collector 30 ms.
         self._pods_with: dict[Identity, int] = {}
@@ -57,7 +60,12 @@ class NodeStream:
 
     def covers(self, pod: Pod) -> bool:
         """Whether the pod is this node's."""
-        return pod.node == self.node_name if self.node_name else pod.host_ip == self.host_ip
+        if self.node_name:
+            return pod.node == self.node_name
+        if pod.host_ip:
+            return pod.host_ip == self.host_ip
+        # Scheduled, and kubelet hasn't reported anything yet.
+        return bool(pod.node) and pod.node == self._hub.pods.node_of_host(self.host_ip)
 
     def touch(self, uid: str, pod: Pod | None) -> None:
         """A pod may have changed, come or gone (None)."""
@@ -140,18 +148,18 @@ class NodeStream:
             return None
         # Those with little time left only if there will be no newer ones soon.
         held = self._hub.credentials.ready(identity)
-        if held is not None and held.expiration > self._sent_expiration.get(identity, ""):
-            self._sent_expiration[identity] = held.expiration
+        if held is not None and held.expiration > self._sent_expiration.get(_key_of(identity), ""):
+            self._sent_expiration[_key_of(identity)] = held.expiration
             self._hub.credentials.count_push(identity)
             return kiam_pb2.NodeUpdate(
-                credentials=kiam_pb2.IdentityCredentials(identity=_identity_message(identity), credentials=held)
+                credentials=kiam_pb2.IdentityCredentials(identity=identity.message(), credentials=held)
             )
         failure = self._hub.credentials.failure(identity)
         if failure is None:
             return None
         return kiam_pb2.NodeUpdate(
             credentials_failed=kiam_pb2.CredentialsFailed(
-                identity=_identity_message(identity),
+                identity=identity.message(),
                 message=str(failure),
                 retry_after_seconds=math.ceil(failure.retry_after),
             )
@@ -166,7 +174,7 @@ class NodeStream:
             self._pods_with[before] -= 1
             if not self._pods_with[before]:
                 del self._pods_with[before]
-                self._sent_expiration.pop(before, None)
+                self._sent_expiration.pop(_key_of(before), None)
                 self._hub.unsubscribe(self, before)
         if identity is not None:
             self._identity_of[uid] = identity
@@ -243,17 +251,20 @@ class NodeStreams:
 
     def describe(self, pod: Pod) -> tuple[kiam_pb2.Pod, Identity | None] | None:
         """A pod as agents get it, and the identity it may have; None: that can't be told yet, so it has to wait."""
-        message = kiam_pb2.Pod(uid=pod.uid, namespace=pod.namespace, name=pod.name, role=pod.role)
+        judge = self._judge()
+        with_role = judge.with_role(pod)
+        if with_role is None:
+            return None
+        message = kiam_pb2.Pod(uid=pod.uid, namespace=pod.namespace, name=pod.name, role=with_role.role)
         message.imds_tokens = pod.imds_tokens or self._namespaces.imds_tokens(pod.namespace)
         message.addresses.extend(address for address in pod.addresses if self._has(pod, address))
         allowed = None
-        if pod.role:
-            judge = self._judge()
-            identity = judge.identity(pod)
-            decision = judge.decide(pod, pod.role)
+        if with_role.role:
+            identity = judge.identity(with_role)
+            decision = judge.decide(with_role, with_role.role)
             if decision.refusal is Refusal.UNDECIDED:
                 return None
-            message.identity.CopyFrom(_identity_message(identity))
+            message.identity.CopyFrom(identity.message())
             message.decision.allowed = decision.allowed
             message.decision.explanation = decision.explanation
             allowed = identity if decision.allowed else None
@@ -284,7 +295,12 @@ class NodeStreams:
 
     def _of(self, pod: Pod) -> Iterator[NodeStream]:
         yield from self._by_node.get(pod.node, ())
-        yield from self._by_host.get(pod.host_ip, ())
+        if pod.host_ip:
+            yield from self._by_host.get(pod.host_ip, ())
+        elif pod.node:
+            for host_ip, streams in self._by_host.items():
+                if self.pods.node_of_host(host_ip) == pod.node:
+                    yield from streams
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if not self._open:
@@ -305,7 +321,7 @@ class NodeStreams:
 
     def _namespace_changed(self, name: str) -> None:
         if self._open:
-            for pod in self.pods.annotated_in_namespace(name):
+            for pod in self.pods.in_namespace(name):
                 self._touch(pod)
 
     def _touch(self, pod: Pod) -> None:
@@ -329,14 +345,13 @@ class NodeStreams:
                         self._events.record(pod, CREDENTIAL_ERROR, f"failed retrieving credentials: {failure}")
 
 
-def _identity(message: kiam_pb2.Identity) -> Identity:
-    return Identity(message.role_arn, message.session_name, message.external_id)
+def _key(message: kiam_pb2.Identity) -> _Key:
+    """What agents of every release send back of an identity."""
+    return message.role_arn, message.session_name, message.external_id
 
 
-def _identity_message(identity: Identity) -> kiam_pb2.Identity:
-    return kiam_pb2.Identity(
-        role_arn=identity.role_arn, session_name=identity.session_name, external_id=identity.external_id
-    )
+def _key_of(identity: Identity) -> _Key:
+    return identity.role_arn, identity.session_name, identity.wire_external_id()
 
 
 KeyT = TypeVar("KeyT", str, Identity)

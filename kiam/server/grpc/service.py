@@ -32,7 +32,7 @@ from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.events import CREDENTIAL_ERROR, ROLE_FORBIDDEN, EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
-from kiam.server.policy.judge import Judge
+from kiam.server.policy.judge import Judge, unknown_namespace
 from kiam.server.policy.permitted import Decision, Refusal, forbidden_message
 from kiam.server.readiness import Readiness
 
@@ -97,9 +97,14 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         return kiam_pb2.HealthStatus(message=message)
 
     async def GetPodRole(self, request: kiam_pb2.GetPodRoleRequest, context: Context) -> kiam_pb2.Role:
-        """The role the pod at an address is annotated with; empty if it isn't."""
-        pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, _Hold(context))
-        return kiam_pb2.Role(name=pod.role)
+        """The role the pod at an address is annotated with, or its namespace's default; empty if there is neither."""
+        hold = _Hold(context)
+        while True:
+            pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, hold)
+            with_role = self._judge().with_role(pod)
+            if with_role is not None:
+                return kiam_pb2.Role(name=with_role.role)
+            await self._wait_for_namespace(pod, unknown_namespace(pod), context, hold)
 
     async def GetPodCredentials(
         self, request: kiam_pb2.GetPodCredentialsRequest, context: Context
@@ -115,14 +120,15 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         hold = _Hold(context)
         issued_for: Identity | None = None
         while True:
-            pod = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
+            found = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
             judge = self._judge()
-            if not pod.role:
-                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE)
+            pod = judge.with_role(found) or found
             decision = judge.decide(pod, role)
             if decision.refusal is Refusal.UNDECIDED:
                 await self._wait_for_namespace(pod, decision, context, hold)
                 continue
+            if not pod.role:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE)
             if not decision.allowed:
                 await self._refuse(pod, role, decision, context)
             identity = judge.identity(pod)

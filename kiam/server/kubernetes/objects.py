@@ -19,6 +19,8 @@ ROLE_ANNOTATION = "iam.amazonaws.com/role"
 SESSION_NAME_ANNOTATION = "iam.amazonaws.com/session-name"
 EXTERNAL_ID_ANNOTATION = "iam.amazonaws.com/external-id"
 PERMITTED_ANNOTATION = "iam.amazonaws.com/permitted"
+DEFAULT_ROLE_ANNOTATION = "iam.amazonaws.com/default-role"
+ALLOWED_ROLES_ANNOTATION = "iam.amazonaws.com/allowed-roles"
 IMDS_TOKENS_ANNOTATION = "iam.amazonaws.com/imds-tokens"
 
 BLANKS = " \t\r\n\v\f"
@@ -54,6 +56,8 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     host_network: bool
     imds_tokens: str = ""
     """Whether IMDSv2 session tokens are demanded of the pod, in the agent's words; empty: the namespace's say."""
+    service_account: str = ""
+    """``spec.serviceAccountName``."""
 
 
 class Namespace(msgspec.Struct, frozen=True, gc=False):
@@ -61,10 +65,14 @@ class Namespace(msgspec.Struct, frozen=True, gc=False):
 
     uid: str
     name: str
-    permitted: str
-    """The ``iam.amazonaws.com/permitted`` expression; empty permits nothing."""
+    permitted: str | None
+    """The ``iam.amazonaws.com/permitted`` expression; empty permits nothing; None: not annotated."""
     imds_tokens: str = ""
     """As of a pod, for those of its pods that have none."""
+    default_role: str = ""
+    """Of its pods that are annotated with none."""
+    allowed_roles: str | None = None
+    """kube2iam's annotation, as it is; None: not annotated."""
 
 
 class _ListMeta(msgspec.Struct, rename="camel", gc=False):
@@ -90,6 +98,7 @@ class _PodMeta(msgspec.Struct, rename="camel", gc=False):
 
 class _PodSpec(msgspec.Struct, rename="camel", gc=False):
     node_name: str | None = None
+    service_account_name: str | None = None
     host_network: bool | None = None
 
 
@@ -114,6 +123,8 @@ class WirePod(msgspec.Struct, gc=False):
 
 class _NamespaceAnnotations(msgspec.Struct, gc=False):
     permitted: str | None = msgspec.field(default=None, name=PERMITTED_ANNOTATION)
+    default_role: str | None = msgspec.field(default=None, name=DEFAULT_ROLE_ANNOTATION)
+    allowed_roles: str | None = msgspec.field(default=None, name=ALLOWED_ROLES_ANNOTATION)
     imds_tokens: str | None = msgspec.field(default=None, name=IMDS_TOKENS_ANNOTATION)
 
 
@@ -186,6 +197,7 @@ def read_pod(wire: WirePod) -> Pod:
         deleting=meta.deletion_timestamp is not None,
         host_network=host_network,
         imds_tokens=_value(annotations.imds_tokens, LONGEST_WORD),
+        service_account=intern(spec.service_account_name or ""),
     )
 
 
@@ -195,13 +207,19 @@ def read_namespace(wire: WireNamespace) -> Namespace:
     return Namespace(
         uid=wire.metadata.uid,
         name=intern(wire.metadata.name),
-        permitted=_value(annotations.permitted, LONGEST_EXPRESSION + 1),
+        permitted=_optional(annotations.permitted, LONGEST_EXPRESSION + 1),
+        default_role=_value(annotations.default_role, LONGEST_ARN + 1),
+        allowed_roles=_optional(annotations.allowed_roles, LONGEST_EXPRESSION + 1),
         imds_tokens=_value(annotations.imds_tokens, LONGEST_WORD),
     )
 
 
 def _value(annotation: str | None, longest: int) -> str:
     return intern((annotation or "").strip(BLANKS)[:longest])
+
+
+def _optional(annotation: str | None, longest: int) -> str | None:
+    return None if annotation is None else _value(annotation, longest)
 
 
 def _addresses(status: _PodStatus) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class PodStore:
         self._pods: dict[str, Pod] = {}
         self._by_address: dict[str, Pod | tuple[Pod, ...]] = {}
         self._by_node: dict[str, dict[str, Pod]] = {}
-        self._annotated_by_namespace: dict[str, set[str]] = {}
+        self._by_namespace: dict[str, set[str]] = {}
         self._listeners: list[PodListener] = []
         self._node_of_host: dict[str, str] = {}
 
@@ -55,9 +55,9 @@ class PodStore:
         """Whether any pod of a node has been seen, host-network ones included."""
         return bool(self.of_node(node)) or node in self._node_of_host.values()
 
-    def annotated_in_namespace(self, namespace: str) -> Iterator[Pod]:
-        """The pods of a namespace that are annotated with a role."""
-        for uid in self._annotated_by_namespace.get(namespace, ()):
+    def in_namespace(self, namespace: str) -> Iterator[Pod]:
+        """The pods of a namespace."""
+        for uid in self._by_namespace.get(namespace, ()):
             yield self._pods[uid]
 
     def find(self, address: str, nodes: Set[str] | None = None) -> Pod | None:
@@ -121,8 +121,7 @@ class PodStore:
                 self._by_address[address] = (*_as_tuple(others), pod)
         if pod.node:
             self._by_node.setdefault(pod.node, {})[pod.uid] = pod
-        if pod.role:
-            self._annotated_by_namespace.setdefault(pod.namespace, set()).add(pod.uid)
+        self._by_namespace.setdefault(pod.namespace, set()).add(pod.uid)
 
     def _unindex(self, pod: Pod) -> None:
         for address in pod.addresses:
@@ -133,11 +132,10 @@ class PodStore:
                 self._by_address[address] = left[0] if len(left) == 1 else left
         if pod.node:
             _discard_key(self._by_node, pod.node, pod.uid)
-        if pod.role:
-            uids = self._annotated_by_namespace[pod.namespace]
-            uids.discard(pod.uid)
-            if not uids:
-                del self._annotated_by_namespace[pod.namespace]
+        uids = self._by_namespace[pod.namespace]
+        uids.discard(pod.uid)
+        if not uids:
+            del self._by_namespace[pod.namespace]
 
 
 class NamespaceStore:
@@ -155,10 +153,9 @@ class NamespaceStore:
         """Those of all namespaces."""
         return {namespace.uid for namespace in self._namespaces.values()}
 
-    def permitted(self, name: str) -> str | None:
-        """The permitted expression of a namespace; None: there is no such namespace, or not yet."""
-        namespace = self._namespaces.get(name)
-        return None if namespace is None else namespace.permitted
+    def get(self, name: str) -> Namespace | None:
+        """The namespace of that name; None: there is none, or not yet."""
+        return self._namespaces.get(name)
 
     def imds_tokens(self, name: str) -> str:
         """What a namespace's annotation says of its pods' session tokens; empty: nothing, or it isn't known."""
@@ -169,7 +166,7 @@ class NamespaceStore:
         """Take over a namespace as it is now."""
         old = self._namespaces.get(namespace.name)
         self._namespaces[namespace.name] = namespace
-        if old is None or (old.permitted, old.imds_tokens) != (namespace.permitted, namespace.imds_tokens):
+        if old != namespace:
             self._tell(namespace.name)
 
     def remove(self, uid: str) -> None:

@@ -57,20 +57,22 @@ class Demand:
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         pod = new or old
-        if pod is not None and ((old and old.role) or (new and new.role)):
+        if pod is not None:
             self._update(pod.uid, new)
 
     def _namespace_changed(self, name: str) -> None:
-        for pod in list(self._pods.annotated_in_namespace(name)):
+        for pod in list(self._pods.in_namespace(name)):
             self._update(pod.uid, pod)
 
     def _update(self, uid: str, pod: Pod | None) -> None:
+        gone = pod is None
+        pod = self._judge.with_role(pod) if pod is not None else None
         decision = self._judge.decide(pod, pod.role) if pod is not None and pod.role else None
         self._explain(uid, pod, decision)
         allowed = decision is not None and decision.allowed
         wants = (self._judge.identity(pod), pod.namespace) if pod is not None and allowed else None
         before = self._want_of.get(uid)
-        if pod is None:
+        if gone:
             self._changes.pop(uid, None)
         if wants == before:
             return

@@ -41,7 +41,7 @@ def decide_namespace(role_arn: str, expression: str, strict: bool) -> Decision:
     if not expression:
         return Decision(False, f"namespace policy expression '(empty)' forbids role '{role_arn}'")
     if len(expression) > LONGEST_EXPRESSION:
-        return invalid(expression, f"it has more than {LONGEST_EXPRESSION} characters")
+        return invalid(expression, expression_problem(expression))
     pattern = _compile(expression)
     if isinstance(pattern, str):
         return invalid(expression, pattern)
@@ -49,6 +49,14 @@ def decide_namespace(role_arn: str, expression: str, strict: bool) -> Decision:
     if match is None:
         return Decision(False, f"namespace policy expression '{shown(expression)}' forbids role '{role_arn}'")
     return ALLOWED
+
+
+def expression_problem(expression: str) -> str:
+    """What is wrong with an expression; empty: nothing."""
+    if len(expression) > LONGEST_EXPRESSION:
+        return f"it has more than {LONGEST_EXPRESSION} characters"
+    compiled = _compile(expression)
+    return compiled if isinstance(compiled, str) else ""
 
 
 def invalid(expression: str, reason: str) -> Decision:

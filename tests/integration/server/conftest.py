@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.run import Server
 from kiam.server.serve import make_server, open_port
-from kiam.server.settings import ServerSettings
+from kiam.server.settings import PolicySettings, ServerSettings, SessionSettings
 from kiam.tls import TLSFiles
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, write_kubeconfig
@@ -144,7 +144,9 @@ class Sandbox:
             fetchers=8,
             role_base_arn=ROLE_BASE_ARN,
             disable_strict_namespace_regexp=False,
-            session="kiam",
+            sessions=SessionSettings(),
+            policy=PolicySettings(),
+            session_tags_transitive=False,
             session_duration=timedelta(minutes=15),
             session_refresh=timedelta(minutes=5),
             assume_role_arn="",

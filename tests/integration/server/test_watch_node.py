@@ -257,3 +257,19 @@ async def test_agent_that_reads_nothing_is_later_sent_the_latest_and_not_every_c
     before = len(watch.log)
     await watch.until(lambda: "last" in watch.pods and watch.pods["b"].role.endswith(f"-{total - 1}"))
     assert len(watch.log) - before < total
+
+
+@pytest.mark.parametrize("request_", [{"node_name": "n1"}, {"host_ip": "192.0.2.1"}])
+async def test_pod_is_pushed_from_the_moment_it_is_scheduled_and_its_credentials_are_fetched(
+    sandbox: Sandbox, kube: KubeApi, request_: dict[str, str]
+) -> None:
+    watch = (await sandbox.connect(await sandbox.start())).watch(**request_)
+    await watch.snapshot()
+    scheduled = pod("early", None, "role-early", node="n1", phase="Pending", uid="u-early")
+    scheduled["status"] = {"phase": "Pending"}
+    kube.apply(scheduled)
+    await watch.until(lambda: "early" in watch.pods and "role-early" in watch.credentials)
+    assert (watch.pods["early"].uid, list(watch.pods["early"].addresses)) == ("u-early", [])
+    kube.apply(pod("early", "10.0.0.77", "role-early", node="n1", host_address="192.0.2.1", uid="u-early"))
+    await watch.until(lambda: list(watch.pods["early"].addresses) == ["10.0.0.77"])
+    assert "pod_withdrawn" not in watch.log

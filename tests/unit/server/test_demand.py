@@ -11,6 +11,8 @@ from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.policy.demand import Demand
 from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.judge import Judge
+from kiam.server.policy.sessions import Sessions
+from kiam.server.settings import PolicySettings, SessionSettings
 
 BASE = "arn:aws:iam::123456789012:role/"
 POD = Pod("u", "ns", "pod", "n1", "192.0.2.1", ("10.0.0.1",), "app", "", "", True, False, False)
@@ -21,7 +23,7 @@ class Bench:
     def __init__(self) -> None:
         self.pods, self.namespaces = PodStore(), NamespaceStore()
         self.evaluator = Evaluator(True, self.namespaces.touch)
-        self.judge = Judge(self.namespaces, self.evaluator, BASE, "kiam")
+        self.judge = Judge(self.namespaces, self.evaluator, BASE, Sessions(SessionSettings()), PolicySettings())
         self.time = 0.0
         self.log: list[tuple[str, Identity]] = []
         self.demand = Demand(

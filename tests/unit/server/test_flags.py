@@ -10,7 +10,7 @@ import pytest
 
 from kiam.cli.server import configure, make_config
 from kiam.errors import UserError
-from kiam.server.settings import ServerSettings
+from kiam.server.settings import PolicySettings, ServerSettings, SessionSettings, TagScope
 
 
 def parse(directory: Path, *flags: str) -> ServerSettings:
@@ -28,7 +28,7 @@ BASE = "--role-base-arn=arn:aws:iam::123456789012:role/"
 def test_defaults_are_the_conventional_ones_but_for_the_refresh(tmp_path: Path) -> None:
     config = parse(tmp_path, BASE)
     assert (config.bind, config.kubeconfig, config.sync) == ("localhost:9610", "", timedelta(minutes=1))
-    assert (config.fetchers, config.session) == (8, "kiam")
+    assert (config.fetchers, config.sessions, config.policy) == (8, SessionSettings(), PolicySettings())
     assert (config.session_duration, config.session_refresh) == (timedelta(minutes=15), timedelta(seconds=630))
     assert (config.assume_role_arn, config.region) == ("", "")
     assert not config.disable_strict_namespace_regexp
@@ -43,6 +43,9 @@ def test_defaults_are_the_conventional_ones_but_for_the_refresh(tmp_path: Path) 
         ((BASE, "--session-duration=13h"), "--session-duration: .* is not between 15m and 12h"),
         ((BASE, "--session-refresh=15m"), "--session-refresh: 15m must be less than --session-duration"),
         ((BASE, "--sync=0s"), "--sync: must be more than 0s"),
+        ((BASE, "--session-tags=namespace"), "need the cluster's name; give --cluster-name"),
+        ((BASE, "--session={cluster}"), "need the cluster's name; give --cluster-name"),
+        ((BASE, "--source-identity={cluster}.{pod}"), "need the cluster's name; give --cluster-name"),
     ],
 )
 def test_flags_that_cannot_work_are_named_in_one_line(tmp_path: Path, flags: tuple[str, ...], line: str) -> None:
@@ -78,3 +81,28 @@ def test_refresh_that_is_set_is_honoured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["server", "/server", "/team/x", "arn:aws:iam::123456789012:role/server"])
 def test_own_role_may_be_a_name_or_a_path_as_in_v4_2(tmp_path: Path, role: str) -> None:
     assert parse(tmp_path, BASE, f"--assume-role-arn={role}").assume_role_arn == role
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--session={node}", "'{node}' is none of {cluster}, {namespace}, {serviceaccount}, {pod}"),
+        ("--source-identity={}", "'{}' is none of"),
+        ("--cluster-name=a;b", "'a;b' is not a cluster's name: give 1 to 256 letters"),
+        ("--default-permitted=(", "'(' is not an expression: "),
+        ("--session-tags=all", "invalid choice: 'all'"),
+    ],
+)
+def test_values_about_sessions_and_policy_that_cannot_work_are_refused(
+    tmp_path: Path, flag: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(tmp_path, BASE, flag)
+    assert says in capsys.readouterr().err
+
+
+def test_sessions_and_policy_are_read(tmp_path: Path) -> None:
+    flags = ("--session={namespace}", "--cluster-name=prod", "--session-tags=pod", "--source-identity={pod}")
+    config = parse(tmp_path, BASE, *flags, "--default-permitted=.*", "--kube2iam-annotations")
+    assert config.sessions == SessionSettings("{namespace}", "prod", TagScope.POD, "{pod}")
+    assert config.policy == PolicySettings(".*", True)

@@ -88,13 +88,13 @@ def test_listeners_are_told_of_changes_only(store: PodStore) -> None:
     assert told == [(None, "x"), ("x", "y"), ("y", None)]
 
 
-def test_annotated_pods_are_found_by_namespace(store: PodStore) -> None:
+def test_pods_are_found_by_namespace(store: PodStore) -> None:
     store.put(make("a", role="x"))
     store.put(make("b"))
     store.put(make("c", role="x", namespace="other"))
-    assert [pod.uid for pod in store.annotated_in_namespace("ns")] == ["a"]
-    store.put(make("a"))
-    assert not list(store.annotated_in_namespace("ns"))
+    assert [pod.uid for pod in store.in_namespace("other")] == ["c"]
+    store.remove("c")
+    assert not list(store.in_namespace("other"))
 
 
 pods = st.builds(
@@ -133,7 +133,7 @@ def test_indexes_always_say_what_the_pods_do(history: list[Pod | str]) -> None:
             assert store.find(address) == (staying[0] if staying else None)
     for node in ("n1", "n2"):
         assert {pod.uid for pod in store.of_node(node)} == {pod.uid for pod in model.values() if pod.node == node}
-    assert {pod.uid for pod in store.annotated_in_namespace("ns")} == {p.uid for p in model.values() if p.role}
+    assert {pod.uid for pod in store.in_namespace("ns")} == set(model)
 
 
 def test_pods_cost_the_garbage_collector_nothing() -> None:
@@ -151,10 +151,10 @@ def test_namespace_changes_are_told_by_name() -> None:
     store.put(Namespace("1", "a", ".*"))
     assert told == ["a"]
     store.put(Namespace("1", "a", ""))
-    assert (told, store.permitted("a")) == (["a", "a"], "")
+    assert told == ["a", "a"]
     store.put(Namespace("2", "a", "x"))
     store.remove("1")
-    assert store.permitted("a") == "x", "the namespace of that name is another one by now"
+    assert store.get("a") == Namespace("2", "a", "x"), "the namespace of that name is another one by now"
     store.remove("2")
-    assert store.permitted("a") is None
+    assert store.get("a") is None
     assert told == ["a"] * 4
