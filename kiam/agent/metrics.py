@@ -97,6 +97,11 @@ class AgentMetrics:
             "1: the server knows pods of the node it was asked for; 0: it doesn't, and each answer is a call.",
             registry=registry,
         )
+        self.impostors = Counter(
+            "kiam_agent_impostors",
+            "Requests from the address of one pod by a socket that the kernel says is another's: refused as an attack.",
+            registry=registry,
+        )
         self.clock_steps = Counter(
             "kiam_agent_clock_steps",
             "How often the wall clock was seen to have been set, or the machine to have been suspended.",

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from kiam.agent.control.unary import Word
-from kiam.agent.core.failures import Forbidden, NotYetKnown, RequestFailure, ServerAway
+from kiam.agent.core.failures import Forbidden, Impostor, NotYetKnown, RequestFailure, ServerAway
 from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.core.routes import Route
@@ -130,39 +130,50 @@ class NodeIdentities:
 
     # ---- asked by the handlers
 
-    def known_pod(self, address: str) -> KnownPod | None:
-        """The pod at an address, if memory may answer for it."""
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
+        """The pod that asks, if memory may answer for it."""
         self._catch_up()
-        pod = self.core.pod(address, self._clock.elapsed())
+        try:
+            pod = self.core.pod(address, self._clock.elapsed(), uid)
+        except Impostor:
+            return None
         return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role, pod.imds_tokens)
 
-    def role_now(self, address: str) -> bytes | None:
-        """From memory, if it may answer."""
-        self._catch_up()
-        return self._count(self.core.role(address, self._clock.elapsed()))
-
-    def credentials_now(self, address: str, role: str) -> bytes | None:
+    def role_now(self, address: str, uid: str | None = None) -> bytes | None:
         """From memory, if it may answer."""
         self._catch_up()
         try:
-            return self._count(self.core.credentials(address, role, self._clock.elapsed(), self._clock.wall()))
+            return self._count(self.core.role(address, self._clock.elapsed(), uid))
+        except Impostor:
+            self._attacked(address, uid)
+            raise
+
+    def credentials_now(self, address: str, role: str, uid: str | None = None) -> bytes | None:
+        """From memory, if it may answer."""
+        self._catch_up()
+        try:
+            return self._count(self.core.credentials(address, role, self._clock.elapsed(), self._clock.wall(), uid))
+        except Impostor:
+            self._attacked(address, uid)
+            raise
         except Forbidden:
             if self.core.stream is Stream.LIVE:
                 self._report(address, role)
             raise
 
-    async def role(self, address: str, deadline: float) -> bytes:
+    async def role(self, address: str, deadline: float, uid: str | None = None) -> bytes:
         """From memory as soon as it knows, or from the server."""
         return await self._wait(
-            address, deadline, lambda: self.role_now(address), lambda: self._unary.role(address, deadline)
+            address, uid, deadline, lambda: self.role_now(address, uid), lambda: self._unary.role(address, deadline)
         )
 
-    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+    async def credentials(self, address: str, role: str, deadline: float, uid: str | None = None) -> bytes:
         """From memory as soon as it knows, or from the server."""
         return await self._wait(
             address,
+            uid,
             deadline,
-            lambda: self.credentials_now(address, role),
+            lambda: self.credentials_now(address, role, uid),
             lambda: self._unary.credentials(address, role, deadline),
         )
 
@@ -193,6 +204,7 @@ class NodeIdentities:
     async def _wait(
         self,
         address: str,
+        uid: str | None,
         deadline: float,
         remembered: Callable[[], bytes | None],
         ask_server: Callable[[], Awaitable[Word]],
@@ -203,24 +215,24 @@ class NodeIdentities:
         try:
             while True:
                 # Taken before looking, so that no change falls in between.
-                change = self._change(address)
+                changes = {self._change(key) for key in (address, uid) if key}
                 body = remembered()
                 if body is not None:
                     return body
                 now = loop.time()
-                if asking is None and now >= ask_from and self.core.should_ask(address):
+                if asking is None and now >= ask_from and self.core.should_ask(address, uid):
                     asking = asyncio.ensure_future(ask_server())
                 if asking is None and now >= deadline:
-                    raise self.core.why_not(address)
+                    raise self.core.why_not(address, uid)
                 # A call knows the deadline itself, and says why nothing came of it.
                 until = None if asking else min(deadline, ask_from) if ask_from > now else deadline
-                awaited: set[asyncio.Future[None] | asyncio.Future[Word]] = {change, asking} if asking else {change}
+                awaited: set[asyncio.Future[None] | asyncio.Future[Word]] = {*changes, *((asking,) if asking else ())}
                 timeout = None if until is None else until - now
                 await asyncio.wait(awaited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 if asking is None or not asking.done():
                     continue
                 word, asking = self._result(address, asking), None
-                if self._believes(address, word):
+                if self._believes(address, uid, word):
                     return word.body
                 ask_from = loop.time() + _ASK_AGAIN_AFTER
         finally:
@@ -228,7 +240,7 @@ class NodeIdentities:
                 asking.cancel()
             # Which attack: a pod that makes up source addresses would leave something to wait for at each. Others who
             # wait there look again, and go on waiting.
-            self._wake((address,))
+            self._wake([key for key in (address, uid) if key])
 
     def _result(self, address: str, asking: asyncio.Future[Word]) -> Word:
         try:
@@ -239,18 +251,20 @@ class NodeIdentities:
                 raise self.core.why_not(address) from None
             raise
 
-    def _believes(self, address: str, word: Word) -> bool:
+    def _believes(self, address: str, uid: str | None, word: Word) -> bool:
         # Which attack: as in _catch_up, and that the server which was asked is itself cut off from the news.
         self._kernel.catch_up()
+        if self.core.contradicts(address, uid):
+            return False
         return self.core.vouches(address, self._kernel.route_to(address), word.asked_at, word.age)
 
     # ---- those who wait
 
-    def _change(self, address: str) -> asyncio.Future[None]:
-        """Done at the next change that concerns an address. Wait for it with ``asyncio.wait``: it is shared."""
-        waiting = self._waiting.get(address)
+    def _change(self, key: str) -> asyncio.Future[None]:
+        """Done at the next change that concerns an address or UID. Wait with ``asyncio.wait``: it is shared."""
+        waiting = self._waiting.get(key)
         if waiting is None:
-            waiting = self._waiting[address] = asyncio.get_running_loop().create_future()
+            waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
         return waiting
 
     def _wake(self, addresses: Iterable[str]) -> None:
@@ -259,16 +273,37 @@ class NodeIdentities:
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
-    # ---- telling the server of refusals
+    # ---- telling of refusals
+
+    def _attacked(self, address: str, uid: str | None) -> None:
+        """Count and say that a pod uses another one's address; one line a second for each address."""
+        self._metrics.impostors.inc()
+        if self._is_due(f"{address} {uid}", asyncio.get_running_loop().time()):
+            owner = self.core.pods.pod_at(address)
+            log.warning(
+                "attack: the pod with the UID %s asks from the address of another pod; refused",
+                uid,
+                extra={
+                    "pod.ip": address,
+                    "pod.namespace": owner.namespace if owner else "",
+                    "pod.name": owner.name if owner else "",
+                },
+            )
+
+    def _is_due(self, key: str, now: float) -> bool:
+        """Whether something is to be told that isn't to be told too often."""
+        if now - self._reported.get(key, -_REPORT_EVERY) < _REPORT_EVERY:
+            return False
+        if len(self._reported) > 4096:
+            self._reported.clear()
+        self._reported[key] = now
+        return True
 
     def _report(self, address: str, role: str) -> None:
         """Let the server see a request that was refused here, so that it writes the pod's Event as it always does."""
         now = asyncio.get_running_loop().time()
-        if len(self._reports) >= _MOST_REPORTS or now - self._reported.get(address, -_REPORT_EVERY) < _REPORT_EVERY:
+        if len(self._reports) >= _MOST_REPORTS or not self._is_due(address, now):
             return
-        if len(self._reported) > 4096:
-            self._reported.clear()
-        self._reported[address] = now
         task = asyncio.create_task(self._tell(address, role, now + _REPORT_SECONDS))
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)

@@ -46,6 +46,10 @@ class Forbidden(RequestFailure):
     status = 403
 
 
+class Impostor(Forbidden):
+    """The kernel says that who asks is another pod than the one whose address it uses."""
+
+
 class NoRole(RequestFailure):
     """The pod has no role annotation, or the path is nothing the agent serves."""
 
@@ -119,6 +123,16 @@ def not_yet_known() -> NotYetKnown:
 def several_pods() -> NotYetKnown:
     """More than one active pod is known at the address, so none is believed."""
     return NotYetKnown("your address is not known to be yours alone yet; try again")
+
+
+def impostor() -> Impostor:
+    """The address is another pod's."""
+    return Impostor("forbidden: your address is another pod's")
+
+
+def not_yet_certain() -> NotYetKnown:
+    """The kernel's word and the server's don't fit together (yet), or the kernel has none where one is required."""
+    return NotYetKnown("it isn't certain yet which pod you are; try again")
 
 
 def server_away() -> ServerAway:

@@ -25,23 +25,25 @@ class KnownPod:
 class PodIdentities(Protocol):
     """Answers for pods, which are known by the address their connection comes from.
 
+    ``uid`` is the kernel's word on the connection's pod, where it has one (:mod:`kiam.agent.core.askers`).
+
     All methods raise :class:`kiam.agent.core.failures.RequestFailure` when the answer is no. Deadlines are in seconds
     of the event loop's clock; an answer that isn't there yet is waited for until then.
     """
 
-    def known_pod(self, address: str) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
         """The one pod that memory believes to have the address; None: none, or there is no memory."""
 
-    def role_now(self, address: str) -> bytes | None:
+    def role_now(self, address: str, uid: str | None = None) -> bytes | None:
         """The pod's role, exactly as annotated, if memory may answer; None: ask :meth:`role`."""
 
-    def credentials_now(self, address: str, role: str) -> bytes | None:
+    def credentials_now(self, address: str, role: str, uid: str | None = None) -> bytes | None:
         """The credentials document, if memory may answer; None: ask :meth:`credentials`."""
 
-    async def role(self, address: str, deadline: float) -> bytes:
+    async def role(self, address: str, deadline: float, uid: str | None = None) -> bytes:
         """The pod's role, exactly as annotated."""
 
-    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+    async def credentials(self, address: str, role: str, deadline: float, uid: str | None = None) -> bytes:
         """The credentials document for the role, which must be the pod's own."""
 
     def refused(self, address: str, role: str) -> None:

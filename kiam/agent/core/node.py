@@ -16,8 +16,16 @@ import enum
 import logging
 
 from kiam.agent.core.addresses import CONFIRM_AFTER, Addresses
-from kiam.agent.core.failures import RequestFailure, credentials_unavailable, not_yet_known, several_pods
-from kiam.agent.core.pods import NodePod, PushedPods
+from kiam.agent.core.askers import PodUidMode, Verdict, judge
+from kiam.agent.core.failures import (
+    RequestFailure,
+    credentials_unavailable,
+    impostor,
+    not_yet_certain,
+    not_yet_known,
+    several_pods,
+)
+from kiam.agent.core.pods import NodePod, PushedPods, credentials_of, role_of
 from kiam.agent.core.routes import Route
 from kiam.rpc import kiam_pb2
 
@@ -44,12 +52,15 @@ class NodeCore:
     - A server without streams: unary calls, and nothing is remembered.
     """
 
-    def __init__(self, outage_grace: float, confirm_after: float = CONFIRM_AFTER) -> None:
+    def __init__(
+        self, outage_grace: float, confirm_after: float = CONFIRM_AFTER, pod_uid: PodUidMode = PodUidMode.OFF
+    ) -> None:
         """``outage_grace``: seconds for which memory answers while the server is away."""
         self.pods = PushedPods()
         self.addresses = Addresses(confirm_after)
         self.stream = Stream.NONE
         self._grace = outage_grace
+        self._pod_uid = pod_uid
         self._away_until = 0.0
         self._everybody_woken = False
         # Of the stream that is read: when it was asked for, the age of what its server knew then, and whether its
@@ -131,28 +142,47 @@ class NodeCore:
 
     # ---- asked by requests; the kernel has been heard before
 
-    def pod(self, address: str, now: float) -> NodePod | None:
-        """The pod at an address; None: memory may not say."""
-        return self.pods.pod_at(address) if self._may_answer(address, now) else None
+    def pod(self, address: str, now: float, uid: str | None = None) -> NodePod | None:
+        """The pod that asks from an address, ``uid`` being the kernel's word on it; None: memory may not say.
 
-    def role(self, address: str, now: float) -> bytes | None:
-        """The pod's role, exactly as annotated; None: memory may not answer. Raises NoRole."""
-        return self.pods.role_at(address) if self._may_answer(address, now) else None
+        Raises Impostor.
+        """
+        verdict = self._judge(address, uid)
+        if verdict is Verdict.BY_ADDRESS:
+            return self.pods.pod_at(address) if self._may_answer(address, now) else None
+        if verdict is Verdict.IMPOSTOR:
+            raise impostor()
+        if verdict is Verdict.BY_UID and uid is not None and self._may_speak(now):
+            return self.pods.pods.get(uid)
+        return None
 
-    def credentials(self, address: str, role: str, now: float, wall: float) -> bytes | None:
-        """The credentials document; None: memory may not answer. Raises as :meth:`PushedPods.credentials_at`."""
-        return self.pods.credentials_at(address, role, wall) if self._may_answer(address, now) else None
+    def role(self, address: str, now: float, uid: str | None = None) -> bytes | None:
+        """The pod's role, exactly as annotated; None: memory may not answer. Raises NoRole and Impostor."""
+        pod = self.pod(address, now, uid)
+        return None if pod is None else role_of(pod)
 
-    def should_ask(self, address: str) -> bool:
+    def credentials(self, address: str, role: str, now: float, wall: float, uid: str | None = None) -> bytes | None:
+        """The credentials document; None: memory may not answer. Raises as :func:`credentials_of`, and Impostor."""
+        pod = self.pod(address, now, uid)
+        return None if pod is None else credentials_of(pod, role, self.pods.role_base_arn, wall)
+
+    def should_ask(self, address: str, uid: str | None = None) -> bool:
         """Whether the server is to be asked by unary call about a request that memory doesn't answer.
 
         Where an address is suspect, or several pods claim it, the stream's next word decides and is waited for. But an
         address that the stream doesn't know may be known to the server all the same (an agent that goes by another
         address than ``status.hostIP``), and credentials that are missing or have expired are a call away.
         """
+        if self.contradicts(address, uid):
+            # The server would answer for the address.
+            return False
         if self.stream is not Stream.LIVE:
             return True
         return not self.addresses.is_suspect(address) and not self.pods.is_shared(address)
+
+    def contradicts(self, address: str, uid: str | None) -> bool:
+        """Whether the kernel's word on who asks doesn't fit what is known of the address."""
+        return self._judge(address, uid) in (Verdict.NOT_YET, Verdict.IMPOSTOR)
 
     def vouches(self, address: str, route: Route | None, asked_at: float, age: float | None) -> bool:
         """Whether the answer of a unary call about an address may be given to who asks there.
@@ -161,8 +191,13 @@ class NodeCore:
         """
         return self.addresses.vouches(address, route, asked_at, age)
 
-    def why_not(self, address: str) -> RequestFailure:
+    def why_not(self, address: str, uid: str | None = None) -> RequestFailure:
         """What a request is told that has waited in vain."""
+        verdict = self._judge(address, uid)
+        if verdict is Verdict.NOT_YET:
+            return not_yet_certain()
+        if verdict is Verdict.BY_UID:
+            return credentials_unavailable("")
         if self.pods.is_shared(address):
             return several_pods()
         if self.pods.pod_at(address) is not None and not self.addresses.is_suspect(address):
@@ -176,7 +211,23 @@ class NodeCore:
         """
         if self.stream is Stream.LIVE:
             return not self.addresses.is_suspect(address)
-        return self.stream is Stream.AWAY and now < self._away_until and self.addresses.is_bound(address)
+        return self._may_speak(now) and self.addresses.is_bound(address)
+
+    def _may_speak(self, now: float) -> bool:
+        """Whether memory is as the server has it, or was within the outage grace."""
+        return self.stream is Stream.LIVE or (self.stream is Stream.AWAY and now < self._away_until)
+
+    def _judge(self, address: str, uid: str | None) -> Verdict:
+        if self._pod_uid is PodUidMode.OFF or self.stream is Stream.NONE:
+            return Verdict.BY_ADDRESS
+        return judge(
+            uid,
+            self.pods.pods.get(uid) if uid else None,
+            self.pods.pod_at(address),
+            address,
+            is_settled=self.addresses.is_bound(address),
+            mode=self._pod_uid,
+        )
 
 
 def _age(message: kiam_pb2.Hello | kiam_pb2.SnapshotComplete | kiam_pb2.NodeUpdate) -> float:

@@ -47,6 +47,8 @@ class NodePod:
     fingerprint: str
     held: HeldCredentials
     imds_tokens: str = ""
+    is_on_host_network: bool = False
+    """It shares the node's address, so only its UID tells it apart."""
 
 
 class PushedPods:
@@ -60,7 +62,7 @@ class PushedPods:
         self._claims: dict[str, dict[str, NodePod]] = {}
         self._held: dict[Identity, HeldCredentials] = {}
         self.woken: set[str] = set()
-        """Addresses that something has changed for; whoever wakes those who wait there empties it."""
+        """Addresses and UIDs that something has changed for; whoever wakes those who wait for it empties this."""
 
     # ---- questions
 
@@ -71,37 +73,6 @@ class PushedPods:
     def is_shared(self, address: str) -> bool:
         """Whether several active pods are said to have the address."""
         return len(self._claims.get(address, ())) > 1
-
-    def role_at(self, address: str) -> bytes | None:
-        """The role of the pod at an address; None: no pod is known there. Raises NoRole."""
-        pod = self._by_address.get(address)
-        if pod is None:
-            return None
-        if not pod.role_body:
-            raise empty_role()
-        return pod.role_body
-
-    def credentials_at(self, address: str, role: str, wall: float) -> bytes | None:
-        """The credentials document for the pod at an address; None: not known yet, or not any more.
-
-        ``wall``: seconds since the epoch, which is what credentials' lifetimes are in.
-
-        Raises NoRole, Forbidden (another role than the pod's own, or the policy's no) and CredentialsUnavailable.
-        """
-        pod = self._by_address.get(address)
-        if pod is None:
-            return None
-        # Which attack: a pod asks for the role of another one. Compared as full ARNs, so that no spelling slips by.
-        if role != pod.role and (not pod.role or resolve_role_arn(role, self.role_base_arn) != pod.role_arn):
-            raise forbidden() if pod.role else empty_role()
-        if not pod.allowed:
-            raise forbidden()
-        held = pod.held
-        if held.body and held.expires_at > wall:
-            return held.body
-        if held.failure is not None:
-            raise held.failure
-        return None
 
     def known(self) -> tuple[list[kiam_pb2.KnownPod], list[kiam_pb2.KnownCredentials]]:
         """What is held, in the words of WatchNodeRequest."""
@@ -163,6 +134,7 @@ class PushedPods:
             fingerprint=message.fingerprint,
             held=self._held.setdefault(identity, HeldCredentials()),
             imds_tokens=message.imds_tokens,
+            is_on_host_network=message.host_network,
         )
         pod.held.users.add(pod.uid)
         self.pods[pod.uid] = pod
@@ -171,7 +143,7 @@ class PushedPods:
             self._settle(address)
         changed.update(addresses)
         self._drop_unused()
-        self.woken.update(changed)
+        self.woken.update(changed, (pod.uid,))
         return changed
 
     def _withdraw(self, uid: str) -> set[str]:
@@ -230,4 +202,32 @@ class PushedPods:
 
     def _wake_users(self, held: HeldCredentials) -> None:
         for uid in held.users:
-            self.woken.update(self.pods[uid].addresses)
+            self.woken.update(self.pods[uid].addresses, (uid,))
+
+
+def role_of(pod: NodePod) -> bytes:
+    """The role as annotated. Raises NoRole."""
+    if not pod.role_body:
+        raise empty_role()
+    return pod.role_body
+
+
+def credentials_of(pod: NodePod, role: str, role_base_arn: str, wall: float) -> bytes | None:
+    """The credentials document for a pod; None: not there yet, or not any more.
+
+    ``role`` is what it asks for, ``role_base_arn`` what that is read with if it isn't an ARN, ``wall`` in seconds since
+    the epoch, which is what credentials' lifetimes are in.
+
+    Raises NoRole, Forbidden (another role than the pod's own, or the policy's no) and CredentialsUnavailable.
+    """
+    # Which attack: a pod asks for the role of another one. Compared as full ARNs, so that no spelling slips by.
+    if role != pod.role and (not pod.role or resolve_role_arn(role, role_base_arn) != pod.role_arn):
+        raise forbidden() if pod.role else empty_role()
+    if not pod.allowed:
+        raise forbidden()
+    held = pod.held
+    if held.body and held.expires_at > wall:
+        return held.body
+    if held.failure is not None:
+        raise held.failure
+    return None

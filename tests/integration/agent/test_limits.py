@@ -51,16 +51,16 @@ class Held:
         self.given_up = 0
         self.known = asyncio.Event()
 
-    def known_pod(self, address: str) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
         return None
 
-    def role_now(self, address: str) -> bytes | None:
+    def role_now(self, address: str, uid: str | None = None) -> bytes | None:
         return b"app" if address == "127.0.0.1" else None
 
-    def credentials_now(self, address: str, role: str) -> bytes | None:
+    def credentials_now(self, address: str, role: str, uid: str | None = None) -> bytes | None:
         return None
 
-    async def role(self, address: str, deadline: float) -> bytes:
+    async def role(self, address: str, deadline: float, uid: str | None = None) -> bytes:
         self.waiting += 1
         try:
             await self.known.wait()
@@ -71,7 +71,7 @@ class Held:
             self.waiting -= 1
         return b"late"
 
-    async def credentials(self, address: str, role: str, deadline: float) -> bytes:
+    async def credentials(self, address: str, role: str, deadline: float, uid: str | None = None) -> bytes:
         raise NotYetKnown("no")
 
     def refused(self, address: str, role: str) -> None:

@@ -11,7 +11,15 @@ from prometheus_client import CollectorRegistry
 
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.unary import Word
-from kiam.agent.core.failures import CredentialsUnavailable, Forbidden, NotYetKnown, RequestFailure, ServerAway
+from kiam.agent.core.askers import PodUidMode
+from kiam.agent.core.failures import (
+    CredentialsUnavailable,
+    Forbidden,
+    Impostor,
+    NotYetKnown,
+    RequestFailure,
+    ServerAway,
+)
 from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.core.routes import Link, LinkChange, Route
@@ -108,10 +116,10 @@ class Server:
 class Agent:
     """An agent without I/O: its server's stream, kernel and clock are the test's."""
 
-    def __init__(self, grace: float = 900.0) -> None:
+    def __init__(self, grace: float = 900.0, pod_uid: PodUidMode = PodUidMode.OFF) -> None:
         self.clock, self.registry = ManualClock(), CollectorRegistry()
         self.server = Server(self.clock)
-        self.core = NodeCore(grace)
+        self.core = NodeCore(grace, pod_uid=pod_uid)
         self.kernel = Kernel(self.core, self.clock)
         for address in (A, B):
             self.kernel.plug(address)
@@ -127,14 +135,14 @@ class Agent:
             self.node.apply(update)
         return self
 
-    async def ask(self, address: str = A, role: str = "app", seconds: float = 5.0) -> bytes:
+    async def ask(self, address: str = A, role: str = "app", seconds: float = 5.0, uid: str | None = None) -> bytes:
         deadline = asyncio.get_running_loop().time() + seconds
-        answer = self.node.credentials_now(address, role)
-        return answer if answer is not None else await self.node.credentials(address, role, deadline)
+        answer = self.node.credentials_now(address, role, uid)
+        return answer if answer is not None else await self.node.credentials(address, role, deadline, uid)
 
 
-def live(*updates: kiam_pb2.NodeUpdate) -> Agent:
-    return Agent().open().push(*updates, COMPLETE)
+def live(*updates: kiam_pb2.NodeUpdate, pod_uid: PodUidMode = PodUidMode.OFF) -> Agent:
+    return Agent(pod_uid=pod_uid).open().push(*updates, COMPLETE)
 
 
 async def waits(asking: asyncio.Future[bytes]) -> bool:
@@ -427,3 +435,92 @@ async def test_metrics_say_that_the_agent_is_alone() -> None:
     await agent.ask()
     assert (agent.registry.get_sample_value("kiam_agent_alone_seconds") or 0) > 0
     assert agent.registry.get_sample_value("kiam_agent_outage_answers_total") == 1
+
+
+# ---- the kernel's word on who asks
+
+
+async def test_scheduled_pod_is_answered_before_its_address_is_reported() -> None:
+    agent = live(pod(addresses=()), credentials(), pod_uid=PodUidMode.CHECK)
+    assert b"ASIA1" in await agent.ask(uid="u1")
+    assert agent.server.asked == []
+    with pytest.raises(Forbidden):
+        await agent.ask(role="other", uid="u1")
+
+
+async def test_pod_known_by_uid_that_waits_for_sts_is_answered_when_its_credentials_come() -> None:
+    agent = live(pod(addresses=()), pod_uid=PodUidMode.CHECK)
+    agent.server.answers.clear()
+    asking = asyncio.create_task(agent.ask(uid="u1"))
+    assert await waits(asking)
+    agent.push(credentials())
+    assert b"ASIA1" in await asking
+
+
+async def test_pod_that_uses_another_ones_address_is_refused_counted_and_called_an_attack(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = live(pod(), pod("u2", (B,), role="thief"), credentials(), pod_uid=PodUidMode.CHECK)
+    for _ in range(3):
+        for role in ("app", "thief"):
+            with pytest.raises(Impostor):
+                await agent.ask(A, role, uid="u2")
+    assert agent.node.known_pod(A, "u2") is None
+    await asyncio.sleep(0)
+    # The pod that has the address is not to be blamed in an Event.
+    assert agent.server.asked == []
+    assert agent.registry.get_sample_value("kiam_agent_impostors_total") == 6
+    (line,) = (record for record in caplog.records if "attack" in record.message)
+    assert "u2" in line.message
+    assert b"ASIA1" in await agent.ask(A, uid="u1")
+
+
+async def test_address_that_is_changing_hands_is_no_attack() -> None:
+    agent = live(pod(), pod("u2", (), role="new"), credentials(), pod_uid=PodUidMode.CHECK)
+    agent.kernel.unplug(A)
+    agent.kernel.plug(A)
+    asking = asyncio.create_task(agent.ask(A, "new", uid="u2"))
+    assert await waits(asking)
+    agent.push(withdrawn("u1"), credentials("new", key="ASIA2"))
+    assert b"ASIA2" in await asking
+
+
+async def test_the_kernels_word_answers_a_pod_whose_sandbox_was_made_anew() -> None:
+    agent = live(pod(), credentials(), pod_uid=PodUidMode.CHECK)
+    agent.kernel.unplug(A)
+    agent.kernel.plug(A)
+    assert b"ASIA1" in await agent.ask(uid="u1")
+    agent.node.stream_lost()
+    assert b"ASIA1" in await agent.ask(uid="u1")
+
+
+async def test_host_network_pods_are_told_apart_by_uid() -> None:
+    update = pod("host-1", (), role="app")
+    update.pod.host_network = True
+    agent = live(update, credentials(), pod_uid=PodUidMode.CHECK)
+    node_address = "10.0.0.100"
+    assert b"ASIA1" in await agent.ask(node_address, uid="host-1")
+    agent.server.failure = NotYetKnown("no")
+    for uid in (None, "host-2"):
+        with pytest.raises(NotYetKnown):
+            await agent.ask(node_address, uid=uid)
+
+
+@pytest.mark.parametrize(("mode", "answered"), [(PodUidMode.CHECK, True), (PodUidMode.REQUIRE, False)])
+async def test_who_has_no_socket_is_known_by_its_address_unless_more_is_required(
+    mode: PodUidMode, answered: bool
+) -> None:
+    agent = live(pod(), credentials(), pod_uid=mode)
+    assert (agent.node.credentials_now(A, "app", None) is not None) is answered
+    if not answered:
+        with pytest.raises(NotYetKnown, match="certain"):
+            await agent.ask(seconds=0.01)
+        assert agent.server.asked == []
+
+
+async def test_pod_with_a_reported_address_is_not_answered_at_another() -> None:
+    agent = live(pod(addresses=(A,)), credentials(), pod_uid=PodUidMode.CHECK)
+    assert agent.node.credentials_now(B, "app", "u1") is None
+    assert not agent.core.should_ask(B, "u1")
+    # The other family's address may be reported later.
+    assert agent.node.credentials_now("fd00::1", "app", "u1") is not None

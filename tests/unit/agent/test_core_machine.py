@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kiam.agent.core.addresses import CONFIRM_AFTER
+from kiam.agent.core.askers import PodUidMode
 from kiam.agent.core.failures import CredentialsUnavailable, RequestFailure
 from kiam.agent.core.node import NodeCore, Stream
 from kiam.agent.core.routes import Change, Link, LinkChange, Route, RouteChange
@@ -88,11 +89,13 @@ class OpenStream:
 
 
 class World(RuleBasedStateMachine):
+    pod_uid = PodUidMode.OFF
+
     def __init__(self) -> None:
         super().__init__()
         self.now, self.wall_offset = 1000.0, EPOCH
         self.kernel = Kernel()
-        self.core = NodeCore(GRACE)
+        self.core = NodeCore(GRACE, pod_uid=self.pod_uid)
         self.running: dict[str, Sandbox] = {}
         self.api: dict[str, str] = {}
         # Pods that have ended without kubelet's having said so, and when it must.
@@ -126,9 +129,17 @@ class World(RuleBasedStateMachine):
     def answer(self, address: str, role: str) -> bytes | None:
         self.listen()
         try:
-            return self.core.credentials(address, role, self.now, self.now + self.wall_offset)
+            return self.core.credentials(
+                address, role, self.now, self.now + self.wall_offset, self.kernels_word(address)
+            )
         except RequestFailure:
             return None
+
+    def kernels_word(self, address: str) -> str | None:
+        """Whose socket a connection from an address is, if anybody asks the kernel."""
+        if self.pod_uid is PodUidMode.OFF:
+            return None
+        return next((sandbox.uid for sandbox in self.running.values() if sandbox.address == address), None)
 
     # ---- pods, kubelet and the API
 
@@ -362,8 +373,18 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=1000, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+class WorldWithUids(World):
+    """The same, and the agent asks the kernel whose socket each connection is."""
+
+    pod_uid = PodUidMode.CHECK
+
+
+WorldWithUids.TestCase.settings = settings(World.TestCase.settings, max_examples=200)
+TestWorldWithUids = pytest.mark.timeout(300)(WorldWithUids.TestCase)
 TestWorld = pytest.mark.timeout(300)(World.TestCase)
 
 

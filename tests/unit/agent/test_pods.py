@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiam.agent.core.failures import CredentialsUnavailable, Forbidden, NoRole
-from kiam.agent.core.pods import PushedPods
+from kiam.agent.core.pods import PushedPods, credentials_of, role_of
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 
@@ -69,8 +69,20 @@ def failed(role: str = "app", message: str = "AccessDenied: no", retry: int = 9)
     )
 
 
-def state(*updates: kiam_pb2.NodeUpdate) -> PushedPods:
-    made = PushedPods()
+class PodsByAddress(PushedPods):
+    """What the pod at an address gets, without anybody's doubts."""
+
+    def role_at(self, address: str) -> bytes | None:
+        found = self.pod_at(address)
+        return None if found is None else role_of(found)
+
+    def credentials_at(self, address: str, role: str, wall: float) -> bytes | None:
+        found = self.pod_at(address)
+        return None if found is None else credentials_of(found, role, self.role_base_arn, wall)
+
+
+def state(*updates: kiam_pb2.NodeUpdate) -> PodsByAddress:
+    made = PodsByAddress()
     made.apply(kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(role_base_arn=BASE)))
     for update in updates:
         made.apply(update)
@@ -176,9 +188,9 @@ def test_who_waits_is_woken_by_what_concerns_it() -> None:
     made = state(pod())
     made.woken.clear()
     made.apply(credentials())
-    assert made.woken == {A}
+    assert made.woken == {A, "u1"}
     made.apply(pod("u2", (B,)))
-    assert made.woken == {A, B}
+    assert made.woken == {A, B, "u1", "u2"}
 
 
 UPDATES = st.lists(
