@@ -7,6 +7,8 @@ import grpc
 from kiam.agent.settings import AgentSettings
 from kiam.errors import UserError
 from kiam.rpc import kiam_pb2
+from kiam.tls.diagnosis import needs_lenient_tls
+from kiam.tls.tunnel import ask_through_tunnel
 from kiam.verify.results import CheckResult, failed, passed, warned
 
 _CHECK = "stream"
@@ -23,8 +25,17 @@ def check_stream(settings: AgentSettings, timeout: float) -> CheckResult:
     address = settings.server.address
     credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
     target = address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{address}"
+    if needs_lenient_tls(address, settings.server.tls, timeout):
+        return ask_through_tunnel(
+            address, settings.server.tls, lambda tunnel: _open(grpc.insecure_channel(tunnel), settings, timeout)
+        )
+    return _open(grpc.secure_channel(target, credentials, [("grpc.enable_http_proxy", 0)]), settings, timeout)
+
+
+def _open(channel: grpc.Channel, settings: AgentSettings, timeout: float) -> CheckResult:
+    """Open the stream on a channel, which is closed afterwards, and judge its first word."""
     request = kiam_pb2.WatchNodeRequest(node_name=settings.node_name, host_ip=str(settings.host))
-    with grpc.secure_channel(target, credentials, [("grpc.enable_http_proxy", 0)]) as channel:
+    with channel:
         watch = channel.unary_stream(
             _METHOD, kiam_pb2.WatchNodeRequest.SerializeToString, kiam_pb2.NodeUpdate.FromString
         )

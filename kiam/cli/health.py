@@ -82,29 +82,15 @@ def _needs_lenient_tls(arguments: argparse.Namespace) -> bool:
 
 def _ask_leniently(arguments: argparse.Namespace) -> bytes:
     """Ask a server whose certificate is for 'any' usage. Raises grpc.RpcError."""
-    import asyncio
-
     import grpc
 
-    from kiam.tls.diagnosis import split_address
-    from kiam.tls.tunnel import Tunnel
-
-    material = tls_files(arguments).read()
-    host, port = split_address(arguments.server_address)
+    from kiam.tls.tunnel import ask_through_tunnel
 
     def ask(target: str) -> bytes:
         with grpc.insecure_channel(target) as channel:
             return _ask(channel, arguments.timeout.total_seconds())
 
-    async def through_tunnel() -> bytes:
-        tunnel = Tunnel(host, port, lambda: material)
-        tunnel.start()
-        try:
-            return await asyncio.to_thread(ask, tunnel.target)
-        finally:
-            tunnel.close()
-
-    return asyncio.run(through_tunnel())
+    return ask_through_tunnel(arguments.server_address, tls_files(arguments), ask)
 
 
 def _as_is(blob: bytes) -> bytes:

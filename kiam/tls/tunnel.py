@@ -15,12 +15,15 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kiam.tls import TLSMaterial
+from kiam.tls import TLSFiles, TLSMaterial
 from kiam.tls.anyusage import make_context, peer_certificate
 from kiam.tls.certificates import Side
+from kiam.tls.diagnosis import split_address
 from kiam.tls.relay import PlainEnd, TLSEnd, endpoint
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,22 @@ class Tunnel:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def ask_through_tunnel(address: str, files: TLSFiles, ask: Callable[[str], T]) -> T:
+    """Run a blocking client of gRPC on the target of a tunnel to HOST:PORT. Raises UserError and what it raises."""
+    material = files.read()
+    host, port = split_address(address)
+
+    async def run() -> T:
+        tunnel = Tunnel(host, port, lambda: material)
+        tunnel.start()
+        try:
+            return await asyncio.to_thread(ask, tunnel.target)
+        finally:
+            tunnel.close()
+
+    return asyncio.run(run())
 
 
 def _is_address(host: str) -> bool:

@@ -60,6 +60,15 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int | str]]:
     ]
 
 
+def is_cancelled() -> bool:
+    """Whether this task is being cancelled; if not, a CancelledError is gRPC's word for a channel that was closed.
+
+    Another channel has taken its place then, and the call may be made again.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 class ServerClient:
     """A channel to ``--server-address``: every address the name has, round robin, mutual TLS.
 

@@ -12,7 +12,7 @@ from grpc import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from kiam.agent.control.answers import NodeIdentities
-from kiam.agent.control.channel import ServerClient
+from kiam.agent.control.channel import ServerClient, is_cancelled
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
@@ -111,10 +111,8 @@ class StreamFollower:
             raise StreamLostError from error
         except asyncio.CancelledError as error:
             call.cancel()
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
-            # gRPC's word for a channel that was closed, because another one has taken its place.
             raise StreamLostError from error
         self._judge_node(hello.hello)
         return _Stream(call, updates, hello, asked_at, known)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from grpc import aio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
-from kiam.agent.control.channel import ServerClient
+from kiam.agent.control.channel import ServerClient, is_cancelled
 from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, understand
-from kiam.agent.core.failures import NotYetKnown, RequestFailure, ServerAway, empty_role
+from kiam.agent.core.failures import NotYetKnown, RequestFailure, ServerAway, empty_role, server_away
 from kiam.agent.core.rendering import render_credentials
 from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
@@ -121,6 +121,10 @@ class UnaryCalls:
             return await method(request, timeout=max(left, 0.001), wait_for_ready=True), asked_at
         except aio.AioRpcError as error:
             raise self._understood(error) from None
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise server_away() from None
 
     def _understood(self, error: aio.AioRpcError) -> RequestFailure:
         failure = understand(

@@ -44,8 +44,11 @@ ACCEPTS_AT_A_TIME = 64
 """Then the event loop gets its turn."""
 COME_AGAIN_SECONDS = 5.0
 """A client whose certificate gRPC takes is asked to connect again after so long."""
-EXPECTED_SECONDS = 2 * COME_AGAIN_SECONDS
-"""For so long after a handshake, connections from its address go to gRPC's own listener."""
+EXPECTED_AFTER, EXPECTED_SECONDS = 0.85 * COME_AGAIN_SECONDS, 0.5 * COME_AGAIN_SECONDS
+"""When connections from its address begin to go to gRPC's own listener, and for how long.
+
+gRPC asks up to a tenth of the time sooner or later. Not longer, since others, whose certificates gRPC refuses, may
+share the address."""
 LENIENT_SECONDS = 3600.0
 """An address with a certificate that gRPC refuses stays with the front for so long: others may share the address."""
 Address = IPv4Address | IPv6Address
@@ -223,17 +226,17 @@ class Front:
         else:
             self._run(self._join(connection, self._backends))
 
-    def _expect(self, address: str) -> bool:
-        """Have the kernel give further connections from an address to gRPC; False: it can't."""
+    def _expect(self, address: str) -> None:
+        """Have the kernel give further connections from an address to gRPC, which is about to ask for one."""
         now = asyncio.get_running_loop().time()
         if not self._steers or self._lenient.get(address, 0.0) > now or len(self._expected) >= MOST:
-            return False
+            # It comes back to the front, and is asked again later.
+            return
         new = unmapped(address) not in self._expected
         self._expected[unmapped(address)] = now + EXPECTED_SECONDS
         if new:
             self._steer()
         self._sweep_at(now + EXPECTED_SECONDS)
-        return True
 
     def _steer(self) -> None:
         try:
@@ -272,7 +275,9 @@ class Front:
             # A connection that gRPC gets from here on by steering would be refused.
             if self._expected.pop(unmapped(connection.address), None) is not None:
                 self._steer()
-        brief = self._expect(connection.address)
+        brief = self._steers and self._lenient.get(connection.address, 0.0) <= loop.time()
+        if brief:
+            connection.timer = loop.call_later(EXPECTED_AFTER, self._expect, connection.address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -299,6 +304,8 @@ class Front:
         self._open.discard(connection)
         self._early.discard(connection)
         self._end_handshake(connection)
+        if connection.timer is not None:
+            connection.timer.cancel()
         if connection.name:
             del self._callers[f"unix-abstract:{connection.name}"]
             self.admission.leaves(connection.address)
