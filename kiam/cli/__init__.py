@@ -23,6 +23,7 @@ COMMANDS = {
     "server": "run the server",
     "dataplane": "install, remove, show or verify the redirect, without an agent",
     "untaint": "take the startup taint off nodes whose agent is ready",
+    "collect": "wait for a command that a DaemonSet runs on each node, and print what it said",
     "health": "exit 0 if the server answers ok",
     "config": "check the flags of agent or server, and what they point at",
     "certs": "make an authority and certificates, for trying kiam out",

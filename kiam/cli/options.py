@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -139,3 +140,22 @@ def add_keepalive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grpc-keepalive-timeout-duration", type=positive_duration, default=timedelta(seconds=2), metavar="DURATION"
     )
+
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def namespace(text: str) -> str:
+    """A namespace's name. Raises ValueError."""
+    if not _NAMESPACE.fullmatch(text):
+        raise ValueError(f"'{text}' is not a namespace's name")
+    return text
+
+
+def label_selector(text: str) -> dict[str, str]:
+    """Labels that have to be equal, as in ``app=kiam,component=agent``. Raises ValueError."""
+    terms = [term.partition("=") for term in text.split(",")]
+    labels = {name: value for name, _, value in terms}
+    if not all(name and sign and "=" not in value for name, sign, value in terms):
+        raise ValueError(f"'{text}' is not a list of labels; write it like app=kiam,component=agent")
+    return labels

@@ -8,31 +8,16 @@ import re
 import signal
 from datetime import timedelta
 
-from kiam.cli.options import add_boolean, duration, flag_type
+from kiam.cli.options import add_boolean, duration, flag_type, label_selector, namespace
 
 _TAINT = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 """A qualified name (https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set)."""
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def _taint(text: str) -> str:
     if not _TAINT.fullmatch(text):
         raise ValueError(f"'{text}' is not a taint's key; write it like kiam.io/agent-not-ready, without an effect")
     return text
-
-
-def _namespace(text: str) -> str:
-    if not _NAMESPACE.fullmatch(text):
-        raise ValueError(f"'{text}' is not a namespace's name")
-    return text
-
-
-def _selector(text: str) -> dict[str, str]:
-    terms = [term.partition("=") for term in text.split(",")]
-    labels = {name: value for name, _, value in terms}
-    if not all(name and sign and "=" not in value for name, sign, value in terms):
-        raise ValueError(f"'{text}' is not a list of labels; write it like app=kiam,component=agent")
-    return labels
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--taint", type=flag_type(_taint, "taint"), default="kiam.io/agent-not-ready", metavar="KEY", help="its key"
     )
     parser.add_argument(
-        "--namespace", type=flag_type(_namespace, "namespace"), default="kube-system", help="where the agents' pods are"
+        "--namespace", type=flag_type(namespace, "namespace"), default="kube-system", help="where the agents' pods are"
     )
     parser.add_argument(
         "--selector",
-        type=flag_type(_selector, "labels"),
+        type=flag_type(label_selector, "labels"),
         default="app=kiam,component=agent",
         metavar="LABELS",
         help="labels that tell the agents' pods",

@@ -284,6 +284,9 @@ CASES |= {
     "agent.keepaliveParams.time": Case("30s", _agent_arg("grpc-keepalive-time-duration", "30s")),
     "agent.keepaliveParams.timeout": Case("30s", _agent_arg("grpc-keepalive-timeout-duration", "30s")),
     "agent.keepaliveParams.permitWithoutStream": Case(True, _agent_arg("grpc-keepalive-permit-without-stream", "")),
+    "agent.keepOtherDataplanes": Case(
+        True, {f"{c}.args[--keep-others]": "" for c in (AGENT_CONTAINER, INIT_CONTAINER)}, _WITH_DATAPLANE
+    ),
     "agent.outageGrace": Case("1h", _agent_arg("outage-grace", "1h")),
     "agent.imdsTokens": Case("required", _agent_arg("imds-tokens", "required")),
     "agent.host.ip": Case(

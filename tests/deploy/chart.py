@@ -16,8 +16,13 @@ CHART = ROOT / "deploy" / "helm" / "kiam"
 Values = dict[str, Any]
 Manifest = dict[str, Any]
 
-GIVEN_CERTIFICATES: Values = {"agent": {"tlsSecret": "agent-tls"}, "server": {"tlsSecret": "server-tls"}}
-"""Certificates that exist already: without them each rendering makes new ones, and no two renderings are alike."""
+GIVEN_CERTIFICATES: Values = {
+    "agent": {"tlsSecret": "agent-tls"},
+    "server": {"tlsSecret": "server-tls"},
+    "test": {"enabled": False},
+}
+"""Certificates that exist already: without them each rendering makes new ones, and no two renderings are alike.
+And no ``helm test``, which has tests of its own (test_node_tasks.py)."""
 
 
 @cache

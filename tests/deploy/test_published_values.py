@@ -182,7 +182,8 @@ def test_every_boolean_and_number_may_be_in_quotes() -> None:
 
     defaults = dict(leaves(yaml.safe_load((CHART / "values.yaml").read_text()), ""))
     quoted = [at(path, str(value).lower()) for path, value in defaults.items() if path != "agent.host.iptables"]
-    assert changes(manifests(GIVEN_CERTIFICATES), manifests(GIVEN_CERTIFICATES, *quoted)) == {}
+    plain = merged(GIVEN_CERTIFICATES, at("test.enabled", True))
+    assert changes(manifests(plain), manifests(plain, *quoted)) == {}
 
 
 def test_iptables_false_in_quotes_is_refused() -> None:

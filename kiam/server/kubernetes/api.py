@@ -116,6 +116,12 @@ class KubeApi:
         async with self._request("PATCH", path, {}, timeout, body, MERGE_PATCH):
             pass
 
+    async def delete(self, path: str) -> None:
+        """Delete an object, and what it owns in the background. Raises KubeError."""
+        options = {"propagationPolicy": "Background"}
+        async with self._request("DELETE", path, options, aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)):
+            pass
+
     @asynccontextmanager
     async def stream(self, path: str, query: Mapping[str, str], seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
         """A GET whose body is read as it comes, for so many seconds at most. Raises KubeError."""

@@ -8,6 +8,9 @@
 {{- with .Values.agent.host.ip6 }}
 - {{ printf "--host6=%s" . | quote }}
 {{- end }}
+{{- if .Values.agent.keepOtherDataplanes }}
+- --keep-others
+{{- end }}
 {{- if ne .Values.agent.iptablesBackend "auto" }}
 - --iptables-backend={{ .Values.agent.iptablesBackend }}
 {{- end }}

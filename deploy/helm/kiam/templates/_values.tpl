@@ -63,6 +63,9 @@
 - agent.startupTaint.enabled
 - agent.log.jsonOutput
 - agent.deepLivenessProbe
+- agent.keepOtherDataplanes
+- agent.removeOnUninstall
+- test.enabled
 - agent.prometheus.scrape
 - agent.prometheus.servicemonitor.enabled
 - server.enabled
