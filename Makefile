@@ -20,8 +20,8 @@ define install-missing
 @$(call install-missing-now,$(1))
 endef
 
-.PHONY: setup demo attacks bench test test-vm test-image test-clients test-site client-table docs lint proto lock clean chart-docs architecture \
-  manifests pictures
+.PHONY: setup demo attacks bench fuzz test test-vm test-image test-clients test-site test-newcomer client-table docs lint proto \
+  lock clean chart-docs architecture manifests pictures
 
 setup: $(VENV)/.ready
 
@@ -77,7 +77,7 @@ pictures: setup
 
 # The parallel tests first, then those that need the machine to themselves.
 test: setup
-	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image and not clients and not site"
+	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image and not clients and not site and not newcomer"
 	$(BIN)/pytest -q -m "serial"
 
 # The Dockerfile's own steps in a debootstrap folder, and what they made, confined as the chart confines it.
@@ -94,6 +94,19 @@ test-clients: setup
 
 client-table: setup
 	@$(BIN)/python -m tests.clients.readme
+
+# README.md and docs/getting-started.md, step by step, on a minimal Debian 12 in a folder; from the last commit.
+test-newcomer: setup
+	$(call install-missing,debootstrap)
+	$(BIN)/pytest -q -s -m newcomer
+
+# What somebody else controls, thrown at what reads it, guided by coverage: make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS="watch agent"
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
+ATHERIS := 3.0.0
+fuzz: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python atheris==$(ATHERIS)
+	@$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 # Other kernels, in QEMU (the harness's own tests first): make test-vm KERNELS="5.10 6.1 6.12 newest"
 KERNELS ?= 5.10 6.1 6.12 newest
@@ -134,4 +147,4 @@ lint: setup
 	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .clients .site fuzz/found build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -116,7 +116,7 @@ def enter(
     return ["unshare", *namespaces, "sh", "-c", "\n".join(lines)]
 
 
-def _host_settings(root: Path) -> list[str]:
+def host_settings(root: Path) -> list[str]:
     """Lines of shell that mount this machine's settings over the folder's, making the mount points as needed."""
     lines = [f"touch {shlex.quote(str(root))}/run/authorities"]
     lines += [f"mount --bind {AUTHORITIES} {shlex.quote(str(root))}/run/authorities"]
@@ -195,7 +195,7 @@ class Builder:
                 if image.user != "0:0":
                     raise StepError("RUN as another user than root is unknown here")
                 shell = ["setpriv", f"--bounding-set={BUILD_RIGHTS}", "/bin/sh", "-c", f"set -e\n{value}"]
-                _run(enter(image.root, shell, environment=environment, setup=_host_settings(image.root)))
+                _run(enter(image.root, shell, environment=environment, setup=host_settings(image.root)))
             case "COPY":
                 self._copy(image, shlex.split(value))
             case "ENV":

@@ -14,6 +14,8 @@ A marker is an HTML comment on the line above the fence, so a reader of the site
     The same inside the node of a sandbox, as root: with a Kubernetes API (``admin.conf``), STS, instance metadata,
     ``kiam-server:443`` and certificates of all of them. ``NODE_IP`` is the node's address.
     A comment ``doctest setup: COMMANDS`` above the marker is run first; it makes what the page takes for given.
+``newcomer``
+    Typed by ``make test-newcomer``, as root, into a shell on a minimal Debian; each command follows a ``#``.
 ``output``
     What the ``run`` block above it prints; a line ``...`` stands for any lines, ``…`` for any part of a line.
 ``flags``

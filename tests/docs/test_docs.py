@@ -112,6 +112,7 @@ def test_examples_that_cannot_run_say_why(block: Block) -> None:
 def test_markers_are_known() -> None:
     known = {
         "run",
+        "newcomer",
         "output",
         "flags",
         "yaml",

@@ -1,0 +1,1 @@
+"""A new user, on a machine with nothing but a minimal Debian."""
