@@ -67,7 +67,17 @@ PROTOCOLS = {"6": "tcp", "17": "udp", "1": "icmp", "58": "ipv6-icmp", "0": "all"
 
 
 def parse_iptables_save(text: str, tool: str) -> list[Table]:
-    """The tables of one ``iptables-save``. Lines that aren't rules, chains or tables are left out."""
+    """The tables of one ``iptables-save``. Lines that aren't rules, chains or tables are left out.
+
+    Raises ValueError for one that begins as such a line and can't be read.
+    """
+    try:
+        return _tables(text, tool)
+    except LookupError as error:
+        raise ValueError(f"{tool}-save prints something else than rules: {error!r}") from error
+
+
+def _tables(text: str, tool: str) -> list[Table]:
     family = "ip6" if tool.startswith("ip6") else "ip"
     tables: list[Table] = []
     policies: dict[str, str] = {}

@@ -156,7 +156,14 @@ def _equals(literal: Any, value: Any) -> bool:
 
 
 def parse_nft_ruleset(ruleset: Object) -> list[Table]:
-    """The tables of ``{"nftables": [...]}`` that aren't iptables-nft's."""
+    """The tables of ``{"nftables": [...]}`` that aren't iptables-nft's. Raises ValueError if it is something else."""
+    try:
+        return _tables(ruleset)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"nft's listing has another form than is known: {error!r}") from error
+
+
+def _tables(ruleset: Object) -> list[Table]:
     objects = ruleset.get("nftables", [])
     sets: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
     for entry in objects:

@@ -123,11 +123,12 @@ def _parse_line(chain: str, line: str) -> Rule:
     text = line[counted.end() :] if counted else line
     words = split_words(text.removeprefix(f"-A {chain}"))
     packets, size = (int(counted[1]), int(counted[2])) if counted else (0, 0)
-    if "-c" in words:
-        # iptables -v -S has the counters in the middle.
-        place = words.index("-c")
-        packets, size = int(words[place + 1]), int(words[place + 2])
-        words = words[:place] + words[place + 3 :]
+    # iptables -v -S has the counters in the middle; a comment may be "-c" too, and hasn't two numbers after it.
+    for place, (word, first, second) in enumerate(zip(words, words[1:], words[2:], strict=False)):
+        if word == "-c" and first.isdecimal() and second.isdecimal():
+            packets, size = int(first), int(second)
+            words = words[:place] + words[place + 3 :]
+            break
     return Rule(chain, words, packets, size)
 
 

@@ -76,11 +76,11 @@ def take_snapshot() -> Snapshot:
             continue
         try:
             tables += parse_iptables_save(_save(tool), tool)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             unread.append(Unread(tool, str(error), "iptables"))
     try:
         tables += parse_nft_ruleset(_nft_ruleset())
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         unread.append(Unread("nft", str(error), "python3-nftables"))
     interfaces, uplinks, way_out = read_interfaces()
     return Snapshot(tables, interfaces, uplinks, unread, way_out)

@@ -21,7 +21,7 @@ from kiam.rpc import kiam_pb2
 from kiam.server.grpc.holds import Waiting
 from kiam.server.kubernetes.accounts import ServiceAccountRoles
 from kiam.server.kubernetes.api import KubeError
-from kiam.server.kubernetes.objects import Pod
+from kiam.server.kubernetes.objects import UNREADABLE, Pod
 from kiam.server.kubernetes.store import PodStore
 from kiam.server.kubernetes.tokens import BoundToken, TokenRefusedError, TokenReviewer
 from kiam.server.policy.judge import Judge, unknown_namespace
@@ -128,7 +128,7 @@ class ContainerCredentials:
             raise RefusedError(str(error)) from None
         except TimeoutError:
             raise ApiAwayError("the Kubernetes API takes too long") from None
-        except (KubeError, msgspec.DecodeError) as error:
+        except (KubeError, *UNREADABLE) as error:
             log.warning("a pod's token can't be checked: %s", error)
             raise ApiAwayError("the Kubernetes API can't say whose token it is") from None
 

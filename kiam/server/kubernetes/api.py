@@ -23,7 +23,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 
 from kiam.errors import UserError
 from kiam.proxies import proxy_for
-from kiam.server.kubernetes.objects import WireStatus
+from kiam.server.kubernetes.objects import UNREADABLE, WireStatus
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class KubeApi:
         body = await response.content.read(1 << 16)
         try:
             message = msgspec.json.decode(body, type=WireStatus).message or ""
-        except msgspec.DecodeError:
+        except UNREADABLE:
             message = body[:200].decode(errors="replace")
         if response.status == HTTPStatus.UNAUTHORIZED:
             await self.reload()

@@ -30,6 +30,9 @@ LONGEST_WORD = 64
 LONGEST_EXPRESSION = 16_384
 """Characters of a ``permitted`` expression; the expression of a longer one is invalid."""
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding the API's JSON raises; msgspec has no error of its own for what isn't UTF-8."""
+
 _FINISHED = frozenset({"Succeeded", "Failed"})
 
 

@@ -20,6 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.kubernetes.objects import (
+    UNREADABLE,
     WireBookmark,
     WireEvent,
     WireList,
@@ -129,7 +130,7 @@ class Reflector:
     async def _persist(self, step: Callable[[], Awaitable[None]]) -> None:
         """Try a step until it succeeds, waiting longer each time, and as long as the API asks for."""
         await AsyncRetrying(
-            retry=retry_if_exception_type((KubeError, msgspec.DecodeError)), wait=_wait, before_sleep=self._log_failure
+            retry=retry_if_exception_type((KubeError, *UNREADABLE)), wait=_wait, before_sleep=self._log_failure
         )(step)
 
     def _log_failure(self, state: RetryCallState) -> None:

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from kiam.server.kubernetes.objects import UNREADABLE
+
 AUDIENCE = "pods.eks.amazonaws.com"
 """What AWS SDKs' tokens are for (Amazon EKS user guide, "EKS Pod Identity")."""
 REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -104,7 +106,7 @@ def read_review(body: bytes) -> BoundToken:
     """Who the API says the token is. Raises TokenRefusedError."""
     try:
         status = msgspec.json.decode(body, type=_Review).status
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise TokenRefusedError("the Kubernetes API's review of the token can't be read") from None
     # The attack stopped: an API server that knows nothing of audiences authenticates a token made for another service
     # and returns none (TokenReview, status.audiences).

@@ -17,7 +17,7 @@ import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from kiam.server.kubernetes.api import KubeApi, KubeError
-from kiam.server.kubernetes.objects import WireList
+from kiam.server.kubernetes.objects import UNREADABLE, WireList
 from kiam.server.kubernetes.reflector import Reflector, Resource
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Untainter:
         while True:
             node = await self._nodes.get()
             await AsyncRetrying(
-                retry=retry_if_exception_type((KubeError, msgspec.DecodeError)),
+                retry=retry_if_exception_type((KubeError, *UNREADABLE)),
                 wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
                 before_sleep=_log_failure,
             )(self._free, node)

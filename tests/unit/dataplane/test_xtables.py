@@ -161,3 +161,11 @@ def test_a_port_of_the_node_takes_it_where_the_metadata_address_is_the_nodes_own
     local = Packet(PACKET.destination, PACKET.interface, destination_is_local=True)
     assert list(takers(table, table["PREROUTING"], PACKET)) == []
     assert len(list(takers(table, table["PREROUTING"], local))) == 1
+
+
+def test_a_comment_that_looks_like_the_counters_option_is_a_comment() -> None:
+    # iptables -v -S has "-c packets bytes" in a rule's middle.
+    line = '-A PREROUTING -m comment --comment "-c" -c 12 750 -j ACCEPT'
+    (rule,) = parse_list(line)["PREROUTING"]
+    assert rule.words == ("-m", "comment", "--comment", "-c", "-j", "ACCEPT")
+    assert (rule.packets, rule.bytes) == (12, 750)
