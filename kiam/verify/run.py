@@ -65,6 +65,7 @@ def verify(given: Given, settings: VerifySettings) -> Iterator[CheckResult]:
     yield from check_interfaces(snapshot.interfaces, wanted.interface, snapshot.uplinks, fixes, by_namespace)
     yield prerequisites.check_addresses(wanted, fixes)
     yield prerequisites.check_forwarding()
+    yield prerequisites.check_host_network(wanted)
     yield mounts.check_cgroup2(wanted, by_namespace)
     yield mounts.check_bpf_filesystem()
     yield prerequisites.check_kernel(wanted, fixes)

@@ -127,12 +127,11 @@ class IptablesDataplane:
         found: list[str] = []
         problems: list[str] = []
         tables_of: dict[tuple[IptablesBackend, bool], list[str]] = {}
-        installed: WantedState | None = None
+        rulesets: dict[tuple[IptablesBackend, bool], Ruleset] = {}
         for programs in _all_programs():
-            ruleset = _save(programs)
+            rulesets[programs.backend, programs.ipv6] = ruleset = _save(programs)
             ours = [t for t in TABLES if own_hooks(ruleset.get(t, {})) or own_chains(ruleset.get(t, {}))]
             tables_of[programs.backend, programs.ipv6] = ours
-            installed = read_back(ruleset, programs.backend, programs.ipv6, installed)
             found += [f"{programs.save_program.removesuffix('-save')} {line}" for line in found_lines(ruleset)]
             if wanted is None:
                 continue
@@ -148,7 +147,7 @@ class IptablesDataplane:
         problems += _halves(tables_of)
         problems += [] if wanted is None else EGRESS.problems(wanted)
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
-        return Inspection(condition, tuple(found), tuple(problems), installed)
+        return Inspection(condition, tuple(found), tuple(problems), read_back(rulesets))
 
     def counters(self) -> Counters:
         """Read the rules' packet counters, of both backends and both address families."""

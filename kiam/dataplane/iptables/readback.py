@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 from kiam.dataplane.contract import HostNetwork, WantedState
@@ -14,31 +14,31 @@ from kiam.netfilter.xtables import Rule, Ruleset
 _DESTINATION = re.compile(r"\[?(?P<address>[0-9a-fA-F.:]+?)\]?:(?P<port>\d+)")
 
 
-def read_back(ruleset: Ruleset, backend: IptablesBackend, ipv6: bool, so_far: WantedState | None) -> WantedState | None:
-    """The wanted state behind what a backend and an address family hold of ours, added to what the others said.
+def read_back(rulesets: Mapping[tuple[IptablesBackend, bool], Ruleset]) -> WantedState | None:
+    """The wanted state behind what is there of ours, by backend and whether it is IPv6's.
 
-    IPv4 comes first and makes it; IPv6 only adds the agent's address. None where no redirect of ours is there.
+    IPv4's redirect makes it; IPv6's only adds the agent's address. None where no redirect of ours is there.
     """
-    redirect = _redirect(ruleset)
-    if ipv6:
-        if so_far is None or so_far.iptables_backend is not backend or redirect is None:
-            return so_far
-        address = _destination(redirect)[0]
-        return replace(so_far, host_address6=address) if isinstance(address, IPv6Address) else so_far
-    if so_far is not None or redirect is None:
-        return so_far
-    address, port = _destination(redirect)
-    if not isinstance(address, IPv4Address):
-        return None
-    return WantedState(
-        host_address=address,
-        port=port,
-        interface=_interface(redirect),
-        host_network=_host_network(ruleset),
-        agent_cgroup=_agent_cgroup(ruleset),
-        iptables_backend=backend,
-        forward_from=_forward_from(ruleset),
-    )
+    for (backend, ipv6), ruleset in rulesets.items():
+        redirect = None if ipv6 else _redirect(ruleset)
+        if redirect is None:
+            continue
+        address, port = _destination(redirect)
+        if not isinstance(address, IPv4Address):
+            return None
+        redirect6 = _redirect(rulesets.get((backend, True), {}))
+        address6 = None if redirect6 is None else _destination(redirect6)[0]
+        return WantedState(
+            host_address=address,
+            port=port,
+            interface=_interface(redirect),
+            host_address6=address6 if isinstance(address6, IPv6Address) else None,
+            host_network=_host_network(ruleset),
+            agent_cgroup=_agent_cgroup(ruleset),
+            iptables_backend=backend,
+            forward_from=_forward_from(ruleset),
+        )
+    return None
 
 
 def _redirect(ruleset: Ruleset) -> Rule | None:

@@ -64,6 +64,21 @@ def check_forwarding(sysctl: Path = SYSCTL) -> CheckResult:
     return warned(check, seen, Fix(FixKind.ENABLE_FORWARDING, "sysctl -w net.ipv4.ip_forward=1"))
 
 
+def check_host_network(wanted: WantedState) -> CheckResult:
+    """What becomes of pods that share the node's network, said plainly: some of it no dataplane can close."""
+    check = "host network"
+    if wanted.host_network is HostNetwork.IGNORE:
+        return passed(
+            check, "pods on the host network count as the host and reach the real service (--host-network=ignore)"
+        )
+    done = "denied" if wanted.host_network is HostNetwork.DENY else "redirected"
+    seen = (
+        f"pods on the host network are {done}; with NET_RAW such a pod is as good as the node: what it can still send "
+        "past netfilter is in docs/dataplanes.md"
+    )
+    return passed(check, seen)
+
+
 def kernel_version(release: str) -> tuple[int, int]:
     """``6.1.0-18-cloud-amd64`` as (6, 1); (0, 0) for what isn't a version."""
     numbers = re.match(r"(\d+)\.(\d+)", release)

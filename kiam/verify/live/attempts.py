@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 class Outcome(enum.StrEnum):
@@ -33,6 +34,22 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelEnd:
+    """The node's end of a tunnel, as who sends into it has to know it."""
+
+    port: int
+    """The UDP port; 0 for tunnels without UDP."""
+    number: int
+    """The virtual network's."""
+    mac: str
+    """Of the end's device."""
+    source: str
+    """The inner packet's source address."""
+    interface: str
+    """The end's device."""
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What a probe is asked to try."""
 
@@ -43,3 +60,7 @@ class Order:
     address: str = ""
     """The pod's IPv4 address; empty: whichever the namespace has."""
     address6: str = ""
+    node: str = ""
+    """The node's IPv4 address, where tunnels end."""
+    tunnels: Mapping[str, TunnelEnd] = field(default_factory=dict)
+    """By their way's name."""

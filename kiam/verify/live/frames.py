@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
+ETH_P_8021Q = 0x8100
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 SYN, RST, ACK = 0x02, 0x04, 0x10
 

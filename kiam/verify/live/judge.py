@@ -42,8 +42,21 @@ ROUND: Mapping[str, WayInfo] = {
     "other-port": WayInfo("another TCP port (443)", credentials=False),
     "udp": WayInfo("UDP, port 80", credentials=False),
     "icmp": WayInfo("ICMP echo", credentials=False, raw=True),
+    "vlan0": WayInfo("a frame with a VLAN priority tag"),
+    "vlan": WayInfo("a frame with a VLAN tag"),
 }
 """The ways round the redirect, in the order of the table."""
+
+
+FORWARDED: Mapping[str, WayInfo] = {
+    "other-interface": WayInfo("an interface that is no pod's", raw=True),
+    "vxlan": WayInfo("inside VXLAN to the node"),
+    "geneve": WayInfo("inside Geneve to the node"),
+    "ipip": WayInfo("inside IPIP to the node", raw=True),
+    "gre": WayInfo("inside GRE to the node", raw=True),
+    "sit": WayInfo("IPv6 inside IPv4 (sit) to the node", ipv6=True, raw=True),
+}
+"""The ways on which the node forwards what comes in on an interface that isn't a pod's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,8 @@ class Evidence:
     """Whether the host's own SYN to the IPv4 address was seen leaving: only then would a pod's have been seen too."""
     control6: bool
     """The same over IPv6."""
+    arrived: Set[Key] = frozenset()
+    """Packets for a metadata address that came in through an interface."""
     served6: bool = True
     """Whether the service answered the host over IPv6: on instances where it is off, nothing is to be had there."""
 
@@ -120,6 +135,29 @@ def judge_way(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> C
     if attempt.outcome is Outcome.ANSWERED:
         return passed(check, f"answered by the agent's side ({attempt.detail}); nothing left the node")
     return passed(check, f"{attempt.detail}; nothing left the node")
+
+
+def judge_forwarded(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> CheckResult:
+    """What comes in elsewhere than on a pod's interface: the node must not forward it to the real service."""
+    info = FORWARDED[way]
+    check = f"live: {info.title}"
+    if attempt.outcome is Outcome.UNSUPPORTED:
+        return skipped(check, f"not possible here: {attempt.detail}", NOTHING_TO_DO)
+    if attempt.outcome is Outcome.BLOCKED:
+        return passed(check, f"refused by the kernel: {attempt.detail}")
+    if evidence.reached(attempt):
+        seen = "the node forwarded its packet to the real service"
+        if fixes.dataplane == BY_HAND:
+            text = f"{seen} (the documented rule leaves it open to whoever can send it)"
+            return warned(check, text, fixes.install_with_drops())
+        return failed(check, seen, fixes.install())
+    if not any(key in evidence.arrived for key in attempt.sent):
+        return skipped(check, "the node let it in nowhere, so there was nothing to forward", NOTHING_TO_DO)
+    if not (evidence.control6 if info.ipv6 else evidence.control):
+        address = METADATA_IPV6 if info.ipv6 else METADATA_IPV4
+        seen = f"not forwarded; but the host's own packets don't get out to {address} either, so it proves nothing"
+        return skipped(check, seen, show_route(address))
+    return passed(check, "came in on another interface, and was not forwarded")
 
 
 def _reached(check: str, info: WayInfo, evidence: Evidence, seen: str, fixes: Fixes) -> CheckResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -112,7 +113,7 @@ def _join(cgroup: Path, pid: int) -> None:
 
 
 def _as_json(order: Order) -> dict[str, Any]:
-    return {name: getattr(order, name) for name in Order.__dataclass_fields__}
+    return dataclasses.asdict(order)
 
 
 def _as_attempt(message: dict[str, Any]) -> Attempt:

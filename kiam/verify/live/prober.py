@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
-from kiam.verify.live.attempts import Attempt, Order, Outcome
+from kiam.verify.live.attempts import Attempt, Order, Outcome, TunnelEnd
+from kiam.verify.live.context import Context
 from kiam.verify.live.frames import TCP, UDP, Seen
 from kiam.verify.live.tap import Tap
-from kiam.verify.live.ways import WAYS, Context
+from kiam.verify.live.ways import WAYS
 
 MAX_REPLY = 4096
 PR_SET_PDEATHSIG = 1
@@ -51,7 +52,8 @@ def main() -> int:
             _say(_configure(*message["configure"]))
         elif "order" in message:
             order = message["order"]
-            context = Context(Order(tuple(order.pop("ways")), **order))
+            tunnels = {way: TunnelEnd(**end) for way, end in order.pop("tunnels").items()}
+            context = Context(Order(tuple(order.pop("ways")), tunnels=tunnels, **order))
             _say({"attempts": [dataclasses.asdict(attempt) for attempt in carry_out(context)]})
         elif "talk" in message and context is not None:
             _say({"reply": talk(context.open[message["talk"]], message["path"], message["timeout"])})

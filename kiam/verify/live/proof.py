@@ -16,9 +16,11 @@ from kiam.verify.fix import Fix, FixKind, advice
 from kiam.verify.fixes import Fixes
 from kiam.verify.live.attempts import Attempt, Order, Outcome
 from kiam.verify.live.judge import (
+    FORWARDED,
     ROUND,
     Evidence,
     Key,
+    judge_forwarded,
     judge_host,
     judge_host_network,
     judge_proof,
@@ -29,6 +31,7 @@ from kiam.verify.live.probe import HOST, NEW, Probe
 from kiam.verify.live.sockdiag import Endpoint, find_connection, find_in_table
 from kiam.verify.live.stand_in import stand_in
 from kiam.verify.live.tap import ADDRESSES, Tap
+from kiam.verify.live.tunnels import KINDS, OTHER_INTERFACE, SETTLE_SECONDS, send_by_other_interface, tunnel_ends
 from kiam.verify.live.wiring import CannotWireError, plan, wired
 from kiam.verify.results import CheckResult, skipped
 
@@ -90,13 +93,17 @@ def prove(
         straight = _straight(pod, Order(("tcp",), settings.seconds, nonce, address, address6), wanted)
         landed = {"tcp"} if straight.landed else set()
         others = pod.carry_out(Order(tuple(ROUND), settings.seconds, nonce, address, address6))
+        # Before the next order, with which the probe drops these connections.
         landed |= {way for way in others if _landed(others[way], wanted)}
+        forwarded = _forwarded(pod, wanted, Order((), settings.seconds, nonce, address, address6))
         on_host = _on_host_network(wanted, root, nonce, settings.seconds)
-        left = _left_node(tap)
+        left, arrived = _seen_by(tap)
     control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
-    evidence = Evidence(left, landed, control, control6, own["tcp6"].outcome is Outcome.CONNECTED)
+    served6 = own["tcp6"].outcome is Outcome.CONNECTED
+    evidence = Evidence(left, landed, control, control6, arrived, served6)
     results = [judge_proof(straight.attempt, evidence, straight.answer, straight.expected, fixes)]
     results += [judge_way(way, others[way], evidence, fixes) for way in ROUND]
+    results += [judge_forwarded(way, forwarded[way], evidence, fixes) for way in FORWARDED]
     if on_host is not None:
         attempt, at_agent = on_host
         results.append(judge_host_network(attempt, replace(evidence, landed={"tcp"} if at_agent else set()), fixes))
@@ -187,8 +194,22 @@ def _landed(attempt: Attempt, wanted: WantedState) -> bool:
     return True
 
 
-def _left_node(tap: Tap) -> set[Key]:
-    return {seen.packet.key for seen in tap.read() if seen.outgoing and seen.packet.destination in ADDRESSES}
+def _forwarded(pod: Probe, wanted: WantedState, order: Order) -> dict[str, Attempt]:
+    """Have packets come in on interfaces that aren't pods': one of its own, and the ends of tunnels to the node."""
+    attempts = {OTHER_INTERFACE: send_by_other_interface(wanted.interface)}
+    # A pod whose address isn't known (a real one's namespace was given) can still use the tunnels without a far end.
+    far_end = IPv4Address(order.address) if order.address else IPv4Address("192.0.2.254")
+    with tunnel_ends(wanted.host_address, far_end, wanted.interface) as ends:
+        order = replace(order, ways=tuple(KINDS), node=str(wanted.host_address), tunnels=ends)
+        attempts |= pod.carry_out(order)
+        time.sleep(SETTLE_SECONDS)
+    return attempts
+
+
+def _seen_by(tap: Tap) -> tuple[set[Key], set[Key]]:
+    """What left the node for a metadata address, and what came in for one."""
+    seen = [one for one in tap.read() if one.packet.destination in ADDRESSES]
+    return {one.packet.key for one in seen if one.outgoing}, {one.packet.key for one in seen if not one.outgoing}
 
 
 def _seen_leaving(attempt: Attempt, left: set[Key]) -> bool:

@@ -223,7 +223,11 @@ class Site:
         routes = self.node.run("ip", "route").stdout + self.node.run("ip", "-6", "route").stdout
         neighbours = self.node.run("ip", "neigh").stdout + self.node.run("ip", "-6", "neigh").stdout
         return [
-            *(line for line in links if self.pod.interface not in line and re.search(r": (cali|kiamv)", line)),
+            *(
+                line
+                for line in links
+                if self.pod.interface not in line and re.search(r": (cali|kiam[vt]|tunk|zkiam)", line)
+            ),
             *(line for line in (routes + neighbours).splitlines() if re.match(r"198\.1[89]\.|fd6b:", line)),
             *(str(path) for path in self.cgroups.root.rglob("kiamverify-*")),
         ]

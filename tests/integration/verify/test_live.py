@@ -64,7 +64,7 @@ def test_an_installed_dataplane_passes_every_check(
     amiss = [line for line in output["checks"] if line["status"] not in {"PASS", "SKIP"}]
     assert (code, amiss, errors) == (0, [], "")
     live = [line for line in output["checks"] if line["check"].startswith("live: ")]
-    assert [line["status"] for line in live] == ["PASS"] * 14
+    assert [line["status"] for line in live] == ["PASS"] * 22
     assert site.leftovers() == []
 
 
@@ -197,6 +197,50 @@ def test_a_host_that_is_redirected_is_seen_and_mended(site: Site) -> None:
     assert site.verify(live=True).one(HOST).status is Status.PASS
 
 
+FORWARDED = (
+    "live: an interface that is no pod's",
+    "live: inside VXLAN to the node",
+    "live: inside Geneve to the node",
+    "live: inside IPIP to the node",
+    "live: inside GRE to the node",
+    "live: IPv6 inside IPv4 (sit) to the node",
+)
+
+
+@pytest.mark.parametrize("dataplane", DATAPLANES)
+def test_what_comes_in_on_no_pods_interface_is_not_forwarded(site: Site, dataplane: str) -> None:
+    site.install(dataplane)
+    found = site.verify_by_itself(live=True)
+    assert {check: found.one(check).status for check in FORWARDED} == dict.fromkeys(FORWARDED, Status.PASS)
+    assert found.one("live: a frame with a VLAN priority tag").status is Status.PASS
+    assert found.one("live: a frame with a VLAN tag").status is Status.PASS
+    assert site.leftovers() == []
+
+
+def test_a_rule_by_hand_leaves_open_what_comes_in_on_no_pods_interface(site: Site) -> None:
+    site.by_hand()
+    found = site.verify_by_itself(live=True)
+    assert {check: found.one(check).status for check in FORWARDED} == dict.fromkeys(FORWARDED, Status.WARN)
+    line = found.one(FORWARDED[1])
+    site.shell(line.command)
+    assert site.verify_by_itself(live=True).one(FORWARDED[1]).status is Status.PASS
+
+
+@pytest.mark.parametrize("dataplane", ["iptables", "nftables"])
+def test_a_guard_that_lets_one_interface_forward_is_seen(site: Site, dataplane: str) -> None:
+    site.install(dataplane)
+    drops = {
+        "iptables": "iptables-nft -t mangle -F KIAM-TO-METADATA",
+        "nftables": "nft flush chain inet kiam pods-guard",
+    }
+    site.shell(drops[dataplane])
+    line = site.verify_by_itself(live=True).one(FORWARDED[0])
+    assert line.status is Status.FAIL
+    assert "forwarded its packet to the real service" in line.seen
+    site.shell(line.command)
+    assert site.verify_by_itself(live=True).one(FORWARDED[0]).status is Status.PASS
+
+
 def test_a_real_pods_namespace_serves_as_well(site: Site) -> None:
     site.install("nftables")
     found = site.verify("nftables", live=True, proof=LiveSettings(pod_netns=Path(site.pod.netns.path)))
@@ -221,7 +265,8 @@ def test_a_node_with_kiams_own_agent_passes_with_each_dataplane() -> None:
             done = box.kiam("dataplane", "verify", *wanted, "--output=json")
             assert box.kiam("dataplane", "remove").returncode == 0
             checks = json.loads(done.stdout)["checks"]
-            assert (done.returncode, [line for line in checks if line["status"] not in {"PASS", "SKIP"}]) == (0, [])
+            amiss = [line for line in checks if line["status"] not in {"PASS", "SKIP"}]
+            assert (amiss, done.returncode) == ([], 0), amiss
             lines = {line["check"]: line["seen"] for line in checks}
             assert lines["installed state"] == f"{dataplane} is installed as wanted"
             assert "a kiam agent answered it" in lines[PROOF]

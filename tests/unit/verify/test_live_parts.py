@@ -11,7 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiam.metadata import METADATA_IPV4
+from kiam.netfilter.interfaces import InterfacePattern
 from kiam.verify.live import uring
+from kiam.verify.live.attempts import TunnelEnd
+from kiam.verify.live.encapsulated import WRAP
 from kiam.verify.live.frames import (
     ICMP,
     SYN,
@@ -27,6 +31,7 @@ from kiam.verify.live.frames import (
 )
 from kiam.verify.live.sockdiag import Endpoint, find_connection, find_in_table
 from kiam.verify.live.stand_in import HEADER, stand_in
+from kiam.verify.live.tunnels import KINDS, unmatched_name
 
 LOOPBACK = IPv4Address("127.0.0.1")
 METADATA = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))
@@ -158,3 +163,33 @@ def test_the_stand_in_answers_the_nonce_and_resets_everybody_else() -> None:
 def test_the_stand_in_steps_back_for_an_agent() -> None:
     with listener("127.0.0.1", socket.AF_INET) as server, stand_in(LOOPBACK, server.getsockname()[1], "n") as standing:
         assert standing is None
+
+
+END = TunnelEnd(port=8472, number=0x0A0B0C, mac="02:00:00:00:00:09", source="198.19.0.1", interface="kiamt0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("vxlan", "08000000 0a0b0c00 020000000009 020000000001 0800"),
+        ("geneve", "00006558 0a0b0c00 020000000009 020000000001 0800"),
+        ("ipip", ""),
+        ("gre", "00000800"),
+        ("sit", ""),
+    ],
+)
+def test_tunnels_are_wrapped_as_their_rfcs_say(kind: str, head: str) -> None:
+    wrap, _ = WRAP[kind]
+    inner = ip_packet(IPv4Address(END.source), METADATA_IPV4, TCP, b"segment")
+    expected = bytes.fromhex(head)
+    assert wrap(END, inner) == expected + inner
+    outer = 20 if KINDS[kind].protocol else 0
+    assert KINDS[kind].overhead == outer + len(expected)
+
+
+@pytest.mark.parametrize("pattern", ["cali+", "!eth0", "kiamt+", "weave"])
+def test_the_name_of_an_interface_that_is_no_pods_fits_no_pattern_that_leaves_one(pattern: str) -> None:
+    parsed = InterfacePattern.parse(pattern)
+    name = unmatched_name(parsed)
+    assert len(name) <= 15
+    assert parsed.matches(name) is (pattern == "!eth0")
