@@ -12,6 +12,7 @@ CREDENTIALS = "credentials"
 ROLE_NAME = "roleName"
 HEALTH = "health"
 PROXY = "proxy"
+CONTAINER_CREDENTIALS = "containerCredentials"
 
 
 class HandlerMetrics:
@@ -111,6 +112,7 @@ class AgentMetrics:
         self.role_name = HandlerMetrics(self, ROLE_NAME)
         self.health = HandlerMetrics(self, HEALTH)
         self.proxy = HandlerMetrics(self, PROXY)
+        self.container_credentials = HandlerMetrics(self, CONTAINER_CREDENTIALS)
 
     def watch_memory(self, alone_seconds: Callable[[], float], known_pods: Callable[[], float]) -> None:
         """Have the gauges read from where the truth is, at each scrape."""

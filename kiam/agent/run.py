@@ -20,6 +20,8 @@ from kiam.agent.control.node_stream import StreamFollower
 from kiam.agent.control.unary import UnaryCalls
 from kiam.agent.core.identities import REQUEST_BUDGET
 from kiam.agent.core.node import NodeCore
+from kiam.agent.http.container_credentials import ContainerAnswers
+from kiam.agent.http.container_listener import serving_containers
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.listener import is_served, listen
@@ -68,7 +70,8 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
         clock = SystemClock()
         core = NodeCore(settings.outage_grace.total_seconds())
         watcher = KernelWatcher(core, clock)
-        identities = NodeIdentities(core, UnaryCalls(client, clock), watcher, clock, metrics)
+        calls = UnaryCalls(client, clock)
+        identities = NodeIdentities(core, calls, watcher, clock, metrics)
         stack.callback(watcher.start(identities.heard).close)
         follower = StreamFollower(client, identities, settings.node_name, str(settings.host))
         await stack.enter_async_context(
@@ -96,6 +99,9 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
             # service.
             await redirection.install()
             await stack.enter_async_context(_background(stop, redirection.keep()))
+        if settings.container_credentials:
+            answers = ContainerAnswers(calls, identities, settings.limits, metrics)
+            await stack.enter_async_context(serving_containers(answers, settings.limits, metrics))
         if sock is None and await serving.may_take_over(follower.settled, stop):
             await serving.start(listen(settings.port))
         if serving.started:

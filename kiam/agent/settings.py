@@ -98,6 +98,8 @@ class AgentSettings:
     allow_route_regexp: str
     instance_metadata_url: str
     imds_tokens: TokenMode
+    container_credentials: bool
+    """Whether the container credentials endpoint is served."""
     outage_grace: timedelta
     drain_time: timedelta
     ready_file: str | None

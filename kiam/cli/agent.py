@@ -73,6 +73,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="IMDSv2 session tokens: issued here and checked where they are sent (optional), demanded of every request "
         "(required), or the real service's business (passed-on)",
     )
+    add_boolean(
+        parser,
+        "--container-credentials",
+        False,
+        "serve EKS Pod Identity's container credentials endpoint, http://169.254.170.23/v1/credentials, by service "
+        "account tokens (the server needs the flag too)",
+    )
     parser.add_argument(
         "--outage-grace",
         type=duration,
@@ -107,6 +114,7 @@ def settings_from(arguments: argparse.Namespace) -> AgentSettings:
         allow_route_regexp=arguments.allow_route_regexp,
         instance_metadata_url=arguments.instance_metadata_url,
         imds_tokens=TokenMode(arguments.imds_tokens),
+        container_credentials=arguments.container_credentials,
         outage_grace=arguments.outage_grace,
         drain_time=arguments.drain_time,
         ready_file=arguments.ready_file,

@@ -745,6 +745,10 @@ class KubeApiProcess:
         """Delete an object; none of that name is fine."""
         self._control.call("delete", resource=resource, name=name, namespace=namespace)
 
+    def issue_token(self, pod: str, namespace: str, audience: str, seconds: float = 3600.0) -> str:
+        """See :meth:`KubeApi.issue_token`."""
+        return str(self._control.call("issue_token", pod=pod, namespace=namespace, audience=audience, seconds=seconds))
+
     def load_many(self, count: int) -> None:
         """Apply :func:`many_namespaces` and :func:`many_pods`, made over there."""
         self._control.call("load_many", timeout=300, count=count)
@@ -801,6 +805,9 @@ class _Operations:
 
     async def delete(self, resource: str, name: str, namespace: str | None) -> None:
         self.api.delete(resource, name, namespace)
+
+    async def issue_token(self, pod: str, namespace: str, audience: str, seconds: float) -> str:
+        return self.api.issue_token(self.api.get("pods", pod, namespace), audience, seconds)
 
     async def load_many(self, count: int) -> int:
         return self.api.load([*many_namespaces(), *many_pods(count)])

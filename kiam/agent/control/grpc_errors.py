@@ -6,10 +6,14 @@ understood here, and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 
 from kiam.agent.core.failures import (
+    NoRole,
     RequestFailure,
+    Unauthorized,
     Unparsable,
     credentials_unavailable,
     empty_role,
@@ -30,6 +34,10 @@ _TRANSPORT = frozenset({Code.UNAVAILABLE, Code.CANCELLED})
 
 ANSWERED_NOT_READY = frozenset({Code.FAILED_PRECONDITION, Code.UNKNOWN})
 """With these GetHealth says that a server isn't ready: ours, and a conventional one."""
+
+
+Understand = Callable[[grpc.StatusCode, str, int | None, bool], RequestFailure]
+"""Like :func:`understand`."""
 
 
 def understand(
@@ -61,3 +69,14 @@ def understand(
     if code is Code.PERMISSION_DENIED:
         return forbidden()
     return credentials_unavailable(text)
+
+
+def understand_token_error(
+    code: grpc.StatusCode, details: str, retry_after: int | None = None, server_reachable: bool = True
+) -> RequestFailure:
+    """As :func:`understand`, for calls that bring a pod's service account token."""
+    if code is Code.UNAUTHENTICATED:
+        return Unauthorized(details)
+    if code is Code.UNIMPLEMENTED:
+        return NoRole("the kiam server takes no service account tokens; start it with --container-credentials")
+    return understand(code, details, retry_after, server_reachable)

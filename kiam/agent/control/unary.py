@@ -12,9 +12,9 @@ from grpc import aio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from kiam.agent.control.channel import ServerClient, is_cancelled
-from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, understand
+from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, Understand, understand, understand_token_error
 from kiam.agent.core.failures import NotYetKnown, RequestFailure, ServerAway, empty_role, server_away
-from kiam.agent.core.rendering import render_credentials
+from kiam.agent.core.rendering import render_container_credentials, render_credentials
 from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
 
@@ -74,6 +74,15 @@ class UnaryCalls:
         credentials, asked_at = await self._call(lambda: self._client.stub.GetPodCredentials, request, deadline)
         return Word(render_credentials(credentials), asked_at, _age(credentials))
 
+    async def container_credentials(self, token: str, address: str, uid: str, deadline: float) -> bytes:
+        """GetContainerCredentials, asked again until the pod is known; the document that SDKs expect."""
+        request = kiam_pb2.GetContainerCredentialsRequest(token=token, ip=address, pod_uid=uid)
+        answer: kiam_pb2.ContainerCredentials
+        answer, _ = await self._call(
+            lambda: self._client.stub.GetContainerCredentials, request, deadline, understand_token_error
+        )
+        return render_container_credentials(answer)
+
     async def server_health(self, deadline: float) -> str:
         """GetHealth, once. A server that isn't ready says why as an error, or, up to version 5.0, as its message."""
         left = max(deadline - asyncio.get_running_loop().time(), 0.001)
@@ -88,10 +97,14 @@ class UnaryCalls:
         return status.message
 
     async def _call(
-        self, method: Callable[[], Callable[..., Awaitable[T]]], request: Any, deadline: float
+        self,
+        method: Callable[[], Callable[..., Awaitable[T]]],
+        request: Any,
+        deadline: float,
+        understand: Understand = understand,
     ) -> tuple[T, float]:
         try:
-            return await self._once(method(), request, deadline)
+            return await self._once(method(), request, deadline, understand)
         except _WORTH_ASKING_AGAIN:
             pass
         loop = asyncio.get_running_loop()
@@ -101,7 +114,7 @@ class UnaryCalls:
 
         async def attempt() -> tuple[T, float]:
             # The method is taken anew each time: the certificates may have been replaced meanwhile.
-            return await self._once(method(), request, deadline)
+            return await self._once(method(), request, deadline, understand)
 
         retrying = AsyncRetrying(
             sleep=asyncio.sleep,
@@ -112,7 +125,9 @@ class UnaryCalls:
         )
         return await retrying(attempt)
 
-    async def _once(self, method: Callable[..., Awaitable[T]], request: Any, deadline: float) -> tuple[T, float]:
+    async def _once(
+        self, method: Callable[..., Awaitable[T]], request: Any, deadline: float, understand: Understand
+    ) -> tuple[T, float]:
         """The answer, and when it was asked for."""
         left = deadline - asyncio.get_running_loop().time()
         asked_at = self._clock.elapsed()
@@ -120,13 +135,13 @@ class UnaryCalls:
             # wait_for_ready: a server that isn't there yet is waited for, and asked the moment it is.
             return await method(request, timeout=max(left, 0.001), wait_for_ready=True), asked_at
         except aio.AioRpcError as error:
-            raise self._understood(error) from None
+            raise self._understood(error, understand) from None
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
             raise server_away() from None
 
-    def _understood(self, error: aio.AioRpcError) -> RequestFailure:
+    def _understood(self, error: aio.AioRpcError, understand: Understand = understand) -> RequestFailure:
         failure = understand(
             error.code(), error.details() or "", _retry_after(error.trailing_metadata()), self._client.reachable
         )

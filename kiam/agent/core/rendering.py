@@ -1,4 +1,4 @@
-"""The credentials document as instance metadata gives it."""
+"""The credentials document, as instance metadata and as the container credentials endpoint give it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ def render_credentials(credentials: kiam_pb2.Credentials) -> bytes:
         "LastUpdated": credentials.last_updated,
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def render_container_credentials(answer: kiam_pb2.ContainerCredentials) -> bytes:
+    """The document that the container credentials endpoint gives (AWS SDKs and Tools reference, "Container credential
+    provider")."""
+    document = {
+        "AccessKeyId": answer.credentials.access_key_id,
+        "SecretAccessKey": answer.credentials.secret_access_key,
+        "Token": answer.credentials.token,
+        "AccountId": answer.account_id,
+        "Expiration": answer.credentials.expiration,
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def expiry(credentials: kiam_pb2.Credentials) -> float:

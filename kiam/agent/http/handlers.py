@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from time import perf_counter, time
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from kiam.agent.http.proxy import PassingOn
 from kiam.agent.http.rate import RequestRate
 from kiam.agent.http.request_log import RefusalLog, log_fields
 from kiam.agent.http.token_desk import TokenDesk
+from kiam.agent.http.waiting import Waiting
 from kiam.agent.metrics import AgentMetrics, HandlerMetrics
 from kiam.agent.settings import Limits
 
@@ -50,7 +50,7 @@ class Handlers:
         self._metrics = metrics
         self._limits = limits
         self._allow_ip_query = allow_ip_query
-        self._waiting: dict[str, int] = {}
+        self._waiting = Waiting(limits, metrics)
         self._passed_on = RequestRate(limits.passed_per_second, limits.passed_burst)
         self._date = HttpDate()
         self._refusals = RefusalLog()
@@ -135,11 +135,11 @@ class Handlers:
         if role:
             body = identities.credentials_now(address, role)
             if body is None:
-                body = await self._queue(request, lambda: identities.credentials(address, role, deadline))
+                body = await self._waiting.wait(request.client, lambda: identities.credentials(address, role, deadline))
         else:
             body = identities.role_now(address)
             if body is None:
-                body = await self._queue(request, lambda: identities.role(address, deadline))
+                body = await self._waiting.wait(request.client, lambda: identities.role(address, deadline))
         return Response(200, body, (("Content-Type", TEXT),))
 
     async def _health(self, request: Request, target: Target, started: float) -> Response:
@@ -147,8 +147,8 @@ class Handlers:
         try:
             async with asyncio.timeout_at(started + REQUEST_BUDGET):
                 if query_value(target.query, "deep"):
-                    message = await self._queue(
-                        request, lambda: self._identities.server_health(started + REQUEST_BUDGET)
+                    message = await self._waiting.wait(
+                        request.client, lambda: self._identities.server_health(started + REQUEST_BUDGET)
                     )
                     if message != "ok":
                         status, line = 500, f"the server says: {message}"
@@ -171,7 +171,9 @@ class Handlers:
             self._tokens.require_ours(request.client)
             own_token = self._tokens.replaces(request, target)
             self._limit_rate(request)
-        return await self._queue(request, lambda: self._passing_on.handle(request, target, own_token=own_token))
+        return await self._waiting.wait(
+            request.client, lambda: self._passing_on.handle(request, target, own_token=own_token)
+        )
 
     def _address(self, request: Request, target: Target) -> str:
         """Whose credentials: the peer's of the TCP connection. A pod can't forge it without owning the address."""
@@ -185,22 +187,6 @@ class Handlers:
         if not self._passed_on.admit(request.client, asyncio.get_running_loop().time()):
             self._metrics.refused_connections.labels("too many passed on").inc()
             raise TooManyWaiting("too many requests of yours for the instance metadata service; try again")
-
-    async def _queue(self, request: Request, ask: Callable[[], Awaitable[T]]) -> T:
-        """Have a request wait for its answer, unless too many of the same client do."""
-        client = request.client
-        waiting = self._waiting.get(client, 0)
-        if waiting >= self._limits.waiting:
-            self._metrics.refused_connections.labels("too many waiting").inc()
-            raise TooManyWaiting("too many requests of yours are waiting; try again")
-        self._waiting[client] = waiting + 1
-        try:
-            return await ask()
-        finally:
-            if self._waiting[client] == 1:
-                del self._waiting[client]
-            else:
-                self._waiting[client] -= 1
 
     def _refusal(self, request: Request, failure: RequestFailure, meter: HandlerMetrics | None) -> Response:
         metrics = self._metrics

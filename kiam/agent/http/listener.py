@@ -6,6 +6,7 @@ import ctypes
 import errno
 import socket
 import struct
+from ipaddress import IPv4Address, IPv6Address
 
 from kiam.errors import UserError
 
@@ -24,20 +25,34 @@ def listen(port: int) -> socket.socket:
     the same user share a port, so no pod can join. Raises UserError when somebody else has it.
     """
     dual = socket.has_dualstack_ipv6()
-    sock = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
+    # As the conventional agent; pods come from anywhere.
+    anywhere = "::" if dual else "0.0.0.0"  # noqa: S104
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if dual:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setblocking(False)
-        sock.bind(("::" if dual else "0.0.0.0", port))  # noqa: S104  # as the conventional agent; pods come from anywhere
-        sock.listen(BACKLOG)
+        return _listen(socket.AF_INET6 if dual else socket.AF_INET, anywhere, port, is_dual=dual)
     except OSError as error:
-        sock.close()
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"--port: port {port} is in use by another program; stop it or choose another") from error
         raise UserError(f"--port: can't listen on port {port}: {error.strerror}") from error
+
+
+def listen_at(address: IPv4Address | IPv6Address, port: int) -> socket.socket:
+    """Listen on a port of one address, shared like that of :func:`listen`. Raises OSError."""
+    return _listen(socket.AF_INET6 if address.version == 6 else socket.AF_INET, str(address), port, is_dual=False)
+
+
+def _listen(family: socket.AddressFamily, address: str, port: int, *, is_dual: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if is_dual else 1)
+        sock.setblocking(False)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -161,7 +161,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             try:
                 granted = await self.container_credentials.grant(question, self.arrivals, hold)
             except RefusedError as error:
-                await _abort(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+                await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
             except UnknownPodError:
                 await _abort(context, grpc.StatusCode.NOT_FOUND, NO_POD_FOR_CREDENTIALS)
             except ApiAwayError as error:

@@ -75,7 +75,7 @@ async def test_the_namespaces_policy_holds_for_a_service_accounts_role_too(clien
 async def test_a_token_is_worth_nothing_at_another_pods_address(client: Client, kube: KubeApi) -> None:
     token = kube.issue_token(of(kube, "a"), AUDIENCE)
     assert await refusal(ask(client, token, "10.0.0.2")) == (
-        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
         "the token's pod has another address",
     )
 
@@ -83,7 +83,7 @@ async def test_a_token_is_worth_nothing_at_another_pods_address(client: Client, 
 async def test_a_token_is_worth_nothing_where_the_kernel_sees_another_pod(client: Client, kube: KubeApi) -> None:
     token = kube.issue_token(of(kube, "a"), AUDIENCE)
     uid = of(kube, "b")["metadata"]["uid"]
-    assert await refusal(ask(client, token, "10.0.0.1", uid)) == (Code.PERMISSION_DENIED, "the token is another pod's")
+    assert await refusal(ask(client, token, "10.0.0.1", uid)) == (Code.UNAUTHENTICATED, "the token is another pod's")
 
 
 async def test_tokens_that_prove_nothing_are_refused_before_the_api_is_asked(client: Client, kube: KubeApi) -> None:
@@ -95,14 +95,14 @@ async def test_tokens_that_prove_nothing_are_refused_before_the_api_is_asked(cli
         (kube.issue_token(of(kube, "a"), "sts.amazonaws.com"), f"the token is not for the audience {AUDIENCE}"),
         (kube.issue_token(of(kube, "a"), AUDIENCE, -1), "the token has expired"),
     ):
-        assert await refusal(ask(client, token, "10.0.0.1")) == (Code.PERMISSION_DENIED, why)
+        assert await refusal(ask(client, token, "10.0.0.1")) == (Code.UNAUTHENTICATED, why)
     assert kube.requests["create tokenreviews"] == 0
 
 
 async def test_a_forged_signature_is_refused(client: Client, kube: KubeApi) -> None:
     head = kube.issue_token(of(kube, "a"), AUDIENCE).rpartition(".")[0]
     assert await refusal(ask(client, f"{head}.00", "10.0.0.1")) == (
-        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
         "the Kubernetes API doesn't accept the token",
     )
 
@@ -120,7 +120,7 @@ async def test_a_replayed_token_of_a_deleted_pod_is_refused_although_its_review_
         try:
             await ask(client, token, "10.0.0.1", seconds=None)
         except aio.AioRpcError as error:
-            return error.code() in (Code.NOT_FOUND, Code.PERMISSION_DENIED)
+            return error.code() in (Code.NOT_FOUND, Code.UNAUTHENTICATED)
         return False
 
     async with asyncio.timeout(10):
