@@ -168,6 +168,20 @@ def test_the_servers_rights_are_the_contracts() -> None:
     assert rights == watching | {("events", "create"), ("events", "patch")}
 
 
+def test_container_credentials_bring_both_flags_and_just_the_rights_they_need() -> None:
+    objects = manifests(GIVEN_CERTIFICATES, at("containerCredentials.enabled", True))
+    agent, server = (list(containers(find(objects, f"DaemonSet/kiam-{half}")))[-1] for half in ("agent", "server"))
+    assert "--container-credentials" in agent["args"]
+    assert "--container-credentials" in server["args"]
+    assert capabilities(agent) == {"NET_ADMIN", "NET_BIND_SERVICE"}
+    without = manifests(GIVEN_CERTIFICATES)
+    added = [manifest for manifest in objects if manifest["kind"] == "ClusterRole" and manifest not in without]
+    assert [manifest["rules"] for manifest in added] == [
+        [{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}],
+        [{"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}],
+    ]
+
+
 def test_only_the_startup_taint_brings_a_right_to_nodes() -> None:
     def with_nodes(*values: Values) -> list[str]:
         return [

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "test.enabled",
     "test.node",
     "test.timeout",
+    "containerCredentials.enabled",
     "prometheusRule.standard",
     "prometheusRule.runbooks",
     "selfSigned.validityDays",

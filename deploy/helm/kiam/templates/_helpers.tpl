@@ -235,10 +235,13 @@ yes
 {{- if include "kiam.needsHostCgroupNamespace" . -}}
 {{- $capabilities = concat $capabilities (list "SYS_ADMIN" "SYS_PTRACE") -}}
 {{- end -}}
-{{- if lt (int .Values.agent.host.port) 1024 -}}
+{{- if .Values.containerCredentials.enabled -}}
+{{- $capabilities = append $capabilities "NET_ADMIN" -}}
+{{- end -}}
+{{- if or (lt (int .Values.agent.host.port) 1024) .Values.containerCredentials.enabled -}}
 {{- $capabilities = append $capabilities "NET_BIND_SERVICE" -}}
 {{- end -}}
-{{- $capabilities | toJson -}}
+{{- $capabilities | uniq | toJson -}}
 {{- end -}}
 
 {{/* A container's securityContext. Takes a dict: capabilities (a list), root, seLinuxOptions, appArmor. Capabilities

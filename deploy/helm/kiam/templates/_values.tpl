@@ -76,6 +76,7 @@
 - server.prometheus.scrape
 - server.prometheus.servicemonitor.enabled
 - server.useHostNetwork
+- containerCredentials.enabled
 - rbac.create
 - psp.create
 - serviceAccounts.agent.create
