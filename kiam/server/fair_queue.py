@@ -27,11 +27,16 @@ class FairQueue(Generic[ItemT]):
         self._groups.setdefault(urgency, OrderedDict()).setdefault(group, deque()).append(item)
         self._length += 1
 
-    def pop(self) -> tuple[int, ItemT]:
-        """Take the next item, and its urgency. Raises IndexError when there is none."""
+    @property
+    def urgency(self) -> int:
+        """That of the next item. Raises IndexError when there is none."""
         if not self._groups:
             raise IndexError("the queue is empty")
-        urgency = min(self._groups)
+        return min(self._groups)
+
+    def pop(self) -> tuple[int, ItemT]:
+        """Take the next item, and its urgency. Raises IndexError when there is none."""
+        urgency = self.urgency
         groups = self._groups[urgency]
         group, items = next(iter(groups.items()))
         item = items.popleft()

@@ -99,7 +99,9 @@ class CredentialsManager:
         self._clock = clock or SystemClock()
         self._entries: dict[Identity, _Entry] = {}
         self._queue: FairQueue[_Entry] = FairQueue()
-        self._queued = asyncio.Semaphore(0)
+        self._running = {URGENT: 0, BACKGROUND: 0}
+        """Calls under way."""
+        self._may_start = asyncio.Event()
         self._alarms: Alarms[Identity] = Alarms(self._clock, self._due, self._clock_was_set)
         self._on_issued: list[Callable[[Identity], None]] = []
         self._on_failed: list[Callable[[Identity], None]] = []
@@ -116,8 +118,16 @@ class CredentialsManager:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._alarms.run())
-                for _ in range(self._fetchers):
-                    tasks.create_task(self._fetch_queued(pool))
+                while True:
+                    await self._may_start.wait()
+                    self._may_start.clear()
+                    while self._has_room():
+                        urgency, entry = self._queue.pop()
+                        # One that was moved ahead, or that several namespaces want, is in the queue more than once.
+                        if entry.queued == urgency and entry.outcome is not None:
+                            entry.queued = None
+                            self._running[urgency] += 1
+                            tasks.create_task(self._fetch_queued(pool, entry, entry.outcome, urgency))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -229,21 +239,24 @@ class CredentialsManager:
         for namespace in set(namespaces) - entry.lines:
             entry.lines.add(namespace)
             self._queue.put(entry.queued, namespace, entry)
-            self._queued.release()
+        self._may_start.set()
 
-    async def _fetch_queued(self, pool: ThreadPoolExecutor) -> None:
-        while True:
-            await self._queued.acquire()
-            urgency, entry = self._queue.pop()
-            # An entry that was moved ahead, or that several namespaces want, is in the queue more than once.
-            if entry.queued != urgency or entry.outcome is None:
-                continue
-            entry.queued = None
-            if urgency == URGENT or entry.namespaces:
-                await self._fetch(pool, entry, urgency)
-            outcome, entry.outcome = entry.outcome, None
-            outcome.set_result(None)
-            self._schedule(entry)
+    def _has_room(self) -> bool:
+        """Whether the next in the queue may be fetched now. One call of all is kept for those who wait."""
+        if not len(self._queue) or sum(self._running.values()) >= self._fetchers:
+            return False
+        return self._queue.urgency == URGENT or self._running[BACKGROUND] < max(self._fetchers - 1, 1)
+
+    async def _fetch_queued(
+        self, pool: ThreadPoolExecutor, entry: _Entry, outcome: asyncio.Future[None], urgency: int
+    ) -> None:
+        if urgency == URGENT or entry.namespaces:
+            await self._fetch(pool, entry, urgency)
+        entry.outcome = None
+        outcome.set_result(None)
+        self._running[urgency] -= 1
+        self._may_start.set()
+        self._schedule(entry)
 
     async def _fetch(self, pool: ThreadPoolExecutor, entry: _Entry, urgency: int) -> None:
         with self._metrics.current.track_inprogress(), self._metrics.timing.time():

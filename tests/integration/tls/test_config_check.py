@@ -65,7 +65,7 @@ def test_servers_configuration_that_works_passes_and_shows_what_it_reached(
     assert services.aws.sts_url in checks["STS"]["seen"]
 
 
-def test_refused_kubernetes_token_and_sts_out_of_reach_fail_with_a_mend(
+def test_refused_kubernetes_token_and_sts_out_of_reach_fail_with_a_fix(
     tmp_path: Path, services: Services, server_secret: MountedSecret
 ) -> None:
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:9")
@@ -86,7 +86,7 @@ def test_refused_kubernetes_token_and_sts_out_of_reach_fail_with_a_mend(
     }.items():
         assert checks[name]["status"] == "FAIL", name
         assert says in checks[name]["seen"]
-        assert checks[name]["mend"]
+        assert checks[name]["fix"]
 
 
 def test_agents_configuration_is_tried_on_a_real_server(
@@ -109,3 +109,15 @@ def test_agents_configuration_is_tried_on_a_real_server(
         code, checks = check("agent", *flags, "--allow-route-regexp=(", "--iptables", "--dataplane=ebpf")
     assert code == 1
     assert "contradict each other" in checks["settings"]["seen"]
+
+
+@pytest.mark.parametrize(("refresh", "status"), [("", "PASS"), ("5m", "WARN"), ("10m", "PASS")])
+def test_refresh_that_comes_too_late_for_current_sdks_is_warned_of(
+    services: Services, server_secret: MountedSecret, refresh: str, status: str
+) -> None:
+    flags = services.server_flags(server_secret.files) + ([f"--session-refresh={refresh}"] if refresh else [])
+    code, checks = check("server", *flags, environment=services.aws.environment)
+    assert code == 0
+    assert checks["settings"]["status"] == status
+    late = "--session-refresh=5m leaves pods credentials with less than 10m to live"
+    assert (late in checks["settings"]["seen"]) is (status == "WARN")

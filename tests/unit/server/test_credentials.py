@@ -442,6 +442,19 @@ async def test_pods_that_wait_by_the_thousand_do_not_hold_up_another_namespaces_
         assert order.index("other") <= 4
 
 
+async def test_one_call_is_kept_for_pods_that_wait() -> None:
+    async with running(fetchers=3) as bench:
+        bench.sts.gate.clear()
+        for number in range(10):
+            bench.manager.want(identity(f"r{number}"), "greedy")
+        await until(lambda: len(bench.sts.calls) == 2)
+        waiting = asyncio.create_task(bench.manager.get(identity("other"), "modest"))
+        await until(lambda: len(bench.sts.calls) == 3)
+        assert bench.sts.calls[-1] == identity("other")
+        bench.sts.gate.set()
+        await waiting
+
+
 async def test_identity_that_is_to_settle_is_not_fetched_if_it_is_gone_by_then_nor_before_a_pod_waits() -> None:
     async with running() as bench:
         for number in range(50):
