@@ -18,7 +18,9 @@ VAGRANT = ROOT / "vagrant"
 KIND = VAGRANT / "kind"
 
 
-@pytest.mark.parametrize("script", [VAGRANT / "redirect-test", KIND / "test"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [VAGRANT / "redirect-test", VAGRANT / "report", KIND / "test"], ids=lambda path: path.name
+)
 def test_scripts_are_whole(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 

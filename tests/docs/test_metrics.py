@@ -143,3 +143,20 @@ def test_every_alert_has_its_section_in_the_troubleshooting_page_and_on_the_oper
 
 def test_dashboard_is_linked_and_is_json(tmp_path: Path) -> None:
     assert "(grafana-dashboard.json)" in (DOCS / "operating.md").read_text()
+
+
+def test_the_dashboard_begins_with_four_numbers_that_say_what_to_do() -> None:
+    dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text())
+    first, *panels = dashboard["panels"]
+    assert (first["type"], first["title"]) == ("row", "Overview")
+    overview = panels[: next(index for index, panel in enumerate(panels) if panel["type"] == "row")]
+    assert [panel["type"] for panel in overview] == ["stat"] * 4
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    sections = {rule["alert"].lower() for rule in alerts()}
+    for panel in overview:
+        (link,) = panel["links"]
+        variable, _, page = link["url"].removeprefix("${").partition("}")
+        assert variable in variables
+        assert page.removeprefix("troubleshooting.md#") in sections
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)

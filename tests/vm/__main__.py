@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.vm.guest import Verdict, machine_can_boot, run_in_guest
+from tests.vm.guest import Verdict, hidden_from_guests, machine_can_boot, run_in_guest
 from tests.vm.kernels import NEWEST, KernelError, KernelStore
 
 DEFAULT_KERNELS = ("5.10", "6.1", "6.12", NEWEST)
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("command", nargs="*", default=["vagrant/redirect-test", "--no-install"])
     arguments = parser.parse_args()
 
-    if (reason := machine_can_boot()) is not None:
+    if (reason := machine_can_boot() or hidden_from_guests(CHECKOUT)) is not None:
         print(f"test-vm: {reason}", file=sys.stderr)
         return 1
     # Ended from outside, the guest and its file servers end too: leaving by an exception runs their clean-up.

@@ -26,6 +26,7 @@ BOOT_MODULES = ("virtio_pci", "virtiofs", "overlay")
 
 INIT = """#!/bin/busybox sh
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+export CWD=@CWD@
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 for module in $(cat /modules.order); do insmod $module || echo "init: insmod $module failed"; done
@@ -35,7 +36,9 @@ mount -t tmpfs tmpfs /rw; mkdir /rw/upper /rw/work
 mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work overlay /new || echo "init: no overlay"
 mkdir -p /new/dev /new/proc /new/sys /new/run /new/tmp /new/lib/modules
 for folder in dev proc sys; do mount --move /$folder /new/$folder; done
+mkdir /keep; mount --bind "/new$CWD" /keep || echo "init: $CWD is not there"
 mount -t tmpfs tmpfs /new/run; mount -t tmpfs -o mode=1777 tmpfs /new/tmp
+mkdir -p "/new$CWD"; mount --move /keep "/new$CWD"
 rm -rf /new/lib/modules/@RELEASE@; ln -s /run/modules/@RELEASE@ /new/lib/modules/@RELEASE@
 mkdir -p /new/run/modules; mount -t virtiofs -o ro modules /new/run/modules || echo "init: no modules"
 cp /bin/busybox /new/run/busybox
@@ -45,7 +48,7 @@ mount -t cgroup2 cgroup2 /new/sys/fs/cgroup; mount -t bpf bpf /new/sys/fs/bpf
 cp /script /new/run/script; chmod 755 /new/run/script
 exec switch_root /new /run/busybox sh -c '
   /run/busybox ip link set lo up; hostname vm 2>/dev/null
-  cd @CWD@ && env -i REDIRECT_TEST_MACHINE=disposable HOME=/root \\
+  cd "$CWD" && env -i REDIRECT_TEST_MACHINE=disposable HOME=/root \\
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /run/script
   status=$?; echo; echo "@TOKEN@ $status"; /run/busybox sync; /run/busybox poweroff -f'
 """
@@ -63,6 +66,18 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.exit_status == 0
+
+
+def hidden_from_guests(checkout: Path) -> str | None:
+    """Why a guest wouldn't see a checkout, in one line; None if it does."""
+    # The root file system is what is served, without what is mounted on it.
+    if checkout.stat().st_dev == Path("/").stat().st_dev:
+        return None
+    mounted = next(folder for folder in (checkout, *checkout.parents) if folder.is_mount())
+    return (
+        f"guests see this machine's root file system only, and {checkout} is on another, mounted on {mounted}; "
+        "run it in a checkout on the root file system"
+    )
 
 
 def missing_programs() -> list[str]:

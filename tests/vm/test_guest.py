@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.guest import machine_can_boot, run_in_guest
+from tests.vm.guest import hidden_from_guests, machine_can_boot, run_in_guest
 from tests.vm.kernels import Kernel, KernelError, KernelStore
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -69,3 +69,23 @@ def test_nothing_a_guest_writes_reaches_this_machine(kernel: Kernel) -> None:
 def test_a_series_debian_does_not_have_is_one_clear_line(kernel: Kernel) -> None:
     with pytest.raises(KernelError, match=r"has a cloud kernel 4\.4"):
         KernelStore(CHECKOUT / "build/vm").get("4.4")
+
+
+@pytest.mark.parametrize("parent", ["/tmp", "/run", "/root"])
+def test_a_checkout_is_seen_wherever_it_is(kernel: Kernel, parent: str) -> None:
+    """Guests have a /tmp and a /run of their own, which used to hide it."""
+    with tempfile.TemporaryDirectory(prefix="kiam vm-", dir=parent) as folder:
+        if hidden_from_guests(Path(folder)) is not None:
+            pytest.skip(f"{parent} is a file system of its own here")
+        (Path(folder) / "here").write_text("the checkout\n")
+        verdict = run_in_guest(kernel, ["sh", "-c", "cat here && echo x > written"], Path(folder), 90)
+        assert verdict.passed, verdict.console
+        assert "the checkout" in verdict.console
+        assert not (Path(folder) / "written").exists()
+
+
+def test_a_checkout_on_another_file_system_is_refused_in_one_line() -> None:
+    reason = hidden_from_guests(Path("/dev/shm"))
+    assert reason is not None
+    assert "/dev/shm is on another, mounted on /dev" in reason
+    assert "\n" not in reason
