@@ -35,9 +35,9 @@ class Client:
     kit: Kit | None = None
     """None: it comes with ``make setup``."""
     tokens: bool = True
-    """Whether it speaks IMDSv2."""
+    """Whether it asks for a session token before anything else; s3fs asks for its role's name without."""
     without_tokens: bool = True
-    """Whether it does without a token if the service has none to give."""
+    """Whether it does without a token if it is given none (``--imds-tokens=passed-on``)."""
     patient: bool | None = True
     """Whether it waits, or asks again, for the two seconds that a new pod may take to be known; it gives up after one
     otherwise, and has to be started again. None: it gives up after just about two."""
@@ -182,5 +182,6 @@ CLIENTS = (
         ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", str(PROGRAMS / "s3fs.sh")),
         "s3fs",
         "IAM",
+        tokens=False,
     ),
 )

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kiam.server.kubernetes.objects import IMDS_TOKENS_ANNOTATION
 from tests.clients.table import BUCKET, CLIENTS, ENVIRONMENT, Client
 from tests.sandbox.aws import ROLE_BASE_ARN
 from tests.sandbox.netns import AWS_IPV4
 from tests.sandbox.node import NodeInABox, Pod, fetch, needs_root
 from tests.sandbox.process import wait_until
 
-TOKEN_REQUEST = "PUT /latest/api/token"
 LATE = 2.0
 """Seconds after a client's first request at which its pod becomes known."""
 METADATA_SOCKET = "FEA9FEA9:0050"
@@ -117,13 +117,30 @@ def test_it_signs_with_its_pods_role(client: Client, trial: Trial) -> None:
     trial.box.announce(trial.pod, "cart")
     code, output = trial.run(client)
     assert (code, trial.roles()) == (0, {"cart"}), output
-    asked = TOKEN_REQUEST in trial.box.aws.imds_requests()
-    assert asked == client.tokens, "a change of how it asks: table.py has to say so"
 
 
 @clients
-def test_it_signs_with_its_pods_role_when_there_are_no_tokens(client: Client, trial: Trial) -> None:
+def test_it_signs_with_its_pods_role_where_tokens_are_demanded_if_it_asks_for_one(client: Client, trial: Trial) -> None:
+    trial.box.announce(trial.pod, "cart", {IMDS_TOKENS_ANNOTATION: "required"})
+    code, output = trial.run(client)
+    if client.tokens:
+        assert (code, trial.roles()) == (0, {"cart"}), output
+    else:
+        refused(client, trial, code, output)
+        assert trial.roles() == set()
+
+
+@clients
+def test_it_signs_with_its_pods_role_when_the_real_service_gives_no_tokens(client: Client, trial: Trial) -> None:
     trial.box.announce(trial.pod, "cart")
+    trial.box.aws.faults(tokens=False)
+    code, output = trial.run(client)
+    assert (code, trial.roles()) == (0, {"cart"}), output
+
+
+@clients
+def test_it_does_without_a_token_that_nobody_gives_it(client: Client, trial: Trial) -> None:
+    trial.box.announce(trial.pod, "cart", {IMDS_TOKENS_ANNOTATION: "passed-on"})
     trial.box.aws.faults(tokens=False)
     code, output = trial.run(client)
     if client.without_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -10,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -37,6 +38,20 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0, int
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:g} s for {what}") from last
         time.sleep(interval)
+
+
+async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 30.0) -> Any:
+    """The same in an event loop, for what no event tells; a coroutine is awaited, exceptions are passed on."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        await asyncio.sleep(0.005)
 
 
 def placed(argv: Sequence[str], netns: str | None = None, cgroup: Path | None = None) -> list[str]:

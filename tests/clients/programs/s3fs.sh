@@ -6,7 +6,11 @@ s3fs "$BUCKET" "$HOME/mnt" -o iam_role=auto,url="$ENDPOINT",use_path_request_sty
 for _ in $(seq 200); do
   if ! kill -0 $! 2>/dev/null; then wait $!; exit 1; fi
   if grep -q " $HOME/mnt fuse.s3fs " /proc/self/mounts; then
-    timeout 20 ls -l "$HOME/mnt" || exit 1
+    if ! timeout 20 ls -l "$HOME/mnt"; then
+      # It ends by itself then, and says why.
+      timeout 20 tail --pid=$! -f /dev/null
+      exit 1
+    fi
     kill $!
     exit 0
   fi

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import Mock
@@ -28,6 +28,7 @@ from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import Limits, TokenMode
 from tests.integration.agent.conftest import free_port, running_agent
 from tests.sandbox.pki import Pki
+from tests.sandbox.process import until
 
 LIMITS = Limits(
     header_time=0.3,
@@ -40,6 +41,7 @@ LIMITS = Limits(
     passed_per_second=0.01,
     passed_burst=9,
 )
+
 ROLE = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -82,13 +84,6 @@ class Held:
 
     def alone_since(self) -> float | None:
         return None
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that nothing signals."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what is waited for is a socket's or a counter's state
-            await asyncio.sleep(0.002)
 
 
 class Bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls.certificates import Side
 from kiam.tls.reload import TLSReloader
 from tests.sandbox.pki import Pki, SecretVolume
+from tests.sandbox.process import until
 from tests.unit.agent.test_answers import COMPLETE, Kernel
 from tests.unit.agent.test_pods import BASE, A, credentials, pod, withdrawn
 
@@ -58,13 +59,6 @@ class Scripted(kiam_pb2_grpc.KiamServiceServicer):
                 yield update_or_end
         finally:
             self.open -= 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that nothing signals."""
-    async with asyncio.timeout(15):
-        while not condition():  # noqa: ASYNC110  # the other side of a connection is waited for
-            await asyncio.sleep(0.005)
 
 
 class World:

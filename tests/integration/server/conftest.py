@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -209,16 +208,3 @@ async def _running(config: ServerSettings, registry: CollectorRegistry) -> Async
 async def sandbox(aws: AwsProcess, kube: KubeApi, pki: Pki, tmp_path: Path) -> AsyncIterator[Sandbox]:
     async with AsyncExitStack() as stack:
         yield Sandbox(stack, pki, kube, tmp_path)
-
-
-async def eventually(condition: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds: float = 15) -> Any:
-    """Wait until a condition holds; its value."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < end, "the condition never held"
-        await asyncio.sleep(0.02)

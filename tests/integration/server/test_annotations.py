@@ -8,10 +8,11 @@ import logging
 import grpc
 import pytest
 
-from tests.integration.server.conftest import Sandbox, eventually
+from tests.integration.server.conftest import Sandbox
 from tests.integration.server.test_unary import refusal
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
+from tests.sandbox.process import until
 
 UNUSABLE = ["x/../../admin", "x//admin", "x*", "x\0", "x\x1b[2J", "x" * 65, "y" * 200_000]
 
@@ -50,7 +51,7 @@ async def test_what_cannot_be_a_role_never_reaches_sts_and_has_an_event(
     kube.load([pod(f"p{number}", f"10.0.0.{number}", role) for number, role in enumerate(UNUSABLE)])
     client = await sandbox.connect(await sandbox.start())
     # Nobody has asked yet: an agent with a stream answers such a pod itself.
-    events = await eventually(lambda: len(kube.events()) == len(UNUSABLE) and kube.events())
+    events = await until(lambda: len(kube.events()) == len(UNUSABLE) and kube.events())
     assert {event["involvedObject"]["name"] for event in events} == {f"p{number}" for number in range(len(UNUSABLE))}
     for event in events:
         assert (event["reason"], event["type"]) == ("KiamRoleForbidden", "Warning")
@@ -124,7 +125,7 @@ async def test_costly_expression_of_one_namespace_holds_up_nobody_else_and_has_a
     assert (await client.credentials("10.0.0.2", "app")).code == "Success"
     answer = await refusal(client.credentials("10.0.0.1", "app", 20))
     assert answer == (grpc.StatusCode.PERMISSION_DENIED, "forbidden by policy")
-    (event,) = await eventually(lambda: kube.events())
+    (event,) = await until(lambda: kube.events())
     assert event["involvedObject"]["name"] == "mine"
     assert "is invalid: it takes more than 250 ms to evaluate; it permits no role" in event["message"]
     watch = client.watch(node_name="n1")

@@ -12,8 +12,9 @@ from grpc import aio
 
 from kiam.rpc import kiam_pb2
 from kiam.server.kubernetes.tokens import AUDIENCE
-from tests.integration.server.conftest import Client, Sandbox, eventually
+from tests.integration.server.conftest import Client, Sandbox
 from tests.sandbox.kubeapi import Json, KubeApi, namespace, pod
+from tests.sandbox.process import until
 
 Code = grpc.StatusCode
 
@@ -68,7 +69,7 @@ async def test_without_the_pods_annotation_the_service_accounts_counts(client: C
 async def test_the_namespaces_policy_holds_for_a_service_accounts_role_too(client: Client, kube: KubeApi) -> None:
     kube.load([namespace("default", ".*/role-a"), pod("plain", "10.0.0.3")])
     token = kube.issue_token(of(kube, "plain"), AUDIENCE)
-    await eventually(lambda: kube.watches() == 2)
+    await until(lambda: kube.watches() == 2)
     assert await refusal(ask(client, token, "10.0.0.3")) == (Code.PERMISSION_DENIED, "forbidden by policy")
 
 
@@ -114,7 +115,7 @@ async def test_a_replayed_token_of_a_deleted_pod_is_refused_although_its_review_
     await ask(client, token, "10.0.0.1")
     kube.delete("pods", "a", "default")
     kube.apply(pod("heir", "10.0.0.1", "role-b"))
-    await eventually(lambda: kube.requests["create tokenreviews"] == 1)
+    await until(lambda: kube.requests["create tokenreviews"] == 1)
 
     async def refused() -> bool:
         try:
@@ -139,7 +140,7 @@ async def test_a_pod_whose_address_is_not_known_yet_is_held_until_it_is(client: 
     kube.apply(pod("new", None, "role-a"))
     token = kube.issue_token(of(kube, "new"), AUDIENCE)
     call = asyncio.create_task(ask(client, token, "10.0.0.9", seconds=20))
-    await eventually(lambda: kube.requests["create tokenreviews"] == 1)
+    await until(lambda: kube.requests["create tokenreviews"] == 1)
     kube.apply(pod("new", "10.0.0.9", "role-a", uid=of(kube, "new")["metadata"]["uid"]))
     assert (await call).credentials.code == "Success"
 

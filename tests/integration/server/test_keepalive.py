@@ -20,11 +20,11 @@ from kiam.agent.settings import ServerSettings
 from kiam.cli.agent import configure
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls import TLSFiles
-from tests.integration.server.conftest import Sandbox, eventually
+from tests.integration.server.conftest import Sandbox
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod, write_kubeconfig
 from tests.sandbox.pki import Pki
-from tests.sandbox.process import Process
+from tests.sandbox.process import Process, until
 
 IDLE_SECONDS = 62.0
 
@@ -92,7 +92,7 @@ async def test_server_that_falls_silent_is_noticed_after_the_keepalive_durations
         *(f"--cert={files.cert}", f"--key={files.key}", f"--ca={files.ca}"),
     ]
     with Process(command, tmp_path / "log", env=aws.environment) as process:
-        found = await eventually(lambda: "(port " in process.output() and process.wait_for_output(r"\(port (\d+)\)"))
+        found = await until(lambda: "(port " in process.output() and process.wait_for_output(r"\(port (\d+)\)"))
         settings = _settings(pki.agent, int(found.group(1)))
         async with _channel(settings) as channel:
             call = await _open(channel)

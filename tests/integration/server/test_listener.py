@@ -11,9 +11,10 @@ from grpc import aio
 
 from kiam.errors import UserError
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
-from tests.integration.server.conftest import Sandbox, eventually
+from tests.integration.server.conftest import Sandbox
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
 from tests.sandbox.pki import Pki, make_pki
+from tests.sandbox.process import until
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ async def test_new_certificate_serves_new_connections_and_cuts_no_old_one(
     await stream.snapshot()
     successor = make_pki(tmp_path / "successor")
     _install(successor, rotating)
-    new = await eventually(lambda: _connects(sandbox, server, successor))
+    new = await until(lambda: _connects(sandbox, server, successor))
     assert new
     assert await old.role("10.0.0.1") == "role-a"
     kube.apply(pod("b", "10.0.0.2", "role-b", node="n1"))
@@ -79,7 +80,7 @@ async def test_many_handshakes_at_once_while_certificates_change(sandbox: Sandbo
         for old, new in ((rotating.server.key, renewed.key), (rotating.server.cert, renewed.cert)):
             new.replace(old)
         await asyncio.gather(*(_connects(sandbox, server, rotating) for _ in range(50)))
-    assert await eventually(lambda: _connects(sandbox, server, rotating))
+    assert await until(lambda: _connects(sandbox, server, rotating))
 
 
 async def _connects(sandbox: Sandbox, server: object, pki: Pki) -> bool:
@@ -95,7 +96,7 @@ async def test_bad_new_file_leaves_the_old_certificate_in_use_and_is_shown(sandb
     server = await sandbox.start(tls=rotating.server)
     assert sandbox.metric("grpc_server_tls_certificate_update_error") == 0
     rotating.server.cert.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
-    await eventually(lambda: sandbox.metric("grpc_server_tls_certificate_update_error") == 1)
+    await until(lambda: sandbox.metric("grpc_server_tls_certificate_update_error") == 1)
     files = rotating.agent
     client = await sandbox.connect(server, files)
     assert await client.health()

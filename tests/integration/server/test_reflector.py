@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from kiam.server.kubernetes.api import KubeApi as Client
 from kiam.server.kubernetes.api import KubeError
 from kiam.server.kubernetes.reflector import PODS, Reflector
 from kiam.server.kubernetes.store import PodStore
-from tests.integration.server.conftest import eventually
 from tests.sandbox.kubeapi import KubeApi, many_pods, namespace, pod, write_kubeconfig
+from tests.sandbox.process import until
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def test_list_is_read_in_pages(kube: KubeApi, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "PAGE_LIMIT", 30)
     kube.load(many_pods(100))
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: len(store) == 100)
+        await until(lambda: len(store) == 100)
         assert kube.requests["list pods"] == 4
 
 
@@ -57,7 +57,7 @@ async def test_pages_of_large_pods_get_shorter(kube: KubeApi, tmp_path: Path, mo
     monkeypatch.setattr(module, "MINIMUM_PAGE_LIMIT", 5)
     kube.load(many_pods(150, size=10_000))
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: len(store) == 150)
+        await until(lambda: len(store) == 150)
         # 100 pods of 10 kB are five times too much: the next pages have 10 at most, or a few more.
         assert kube.requests["list pods"] >= 5
 
@@ -65,11 +65,11 @@ async def test_pages_of_large_pods_get_shorter(kube: KubeApi, tmp_path: Path, mo
 async def test_changes_come_by_the_watch_and_without_another_list(kube: KubeApi, tmp_path: Path) -> None:
     kube.apply(pod("a", "10.0.0.1"))
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: names(store) == {"a"})
+        await until(lambda: names(store) == {"a"})
         kube.apply(pod("b", "10.0.0.2"))
-        await eventually(lambda: names(store) == {"a", "b"})
+        await until(lambda: names(store) == {"a", "b"})
         kube.delete("pods", "a", "default")
-        await eventually(lambda: names(store) == {"b"})
+        await until(lambda: names(store) == {"b"})
         assert kube.requests["list pods"] == 1
 
 
@@ -80,13 +80,13 @@ async def test_version_too_old_means_a_new_list_that_also_finds_what_went(
     kube.faults.gone_as_event = as_event
     kube.load([pod("a", "10.0.0.1"), pod("b", "10.0.0.2")])
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: kube.watches() == 1)
+        await until(lambda: kube.watches() == 1)
         await kube.stop()
         kube.delete("pods", "a", "default")
         kube.apply(pod("c", "10.0.0.3"))
         kube.compact()
         await kube.start()
-        await eventually(lambda: names(store) == {"b", "c"})
+        await until(lambda: names(store) == {"b", "c"})
         assert kube.requests["list pods"] == 2
 
 
@@ -97,20 +97,24 @@ async def test_list_whose_continuation_is_too_old_starts_over(
     kube.load(many_pods(100))
     kube.faults.delay = 0.1
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: kube.requests["list pods"] >= 2)
+        await until(lambda: kube.requests["list pods"] >= 2)
         kube.compact()
         kube.faults.delay = 0
-        await eventually(lambda: len(store) == 100 and kube.watches() == 1)
+        await until(lambda: len(store) == 100 and kube.watches() == 1)
         assert kube.requests["list pods"] > 5
 
 
 async def test_watch_that_is_cut_goes_on_where_it_was(kube: KubeApi, tmp_path: Path) -> None:
     async with reflecting(kube, tmp_path) as store:
+
+        def holds(pods: int) -> Callable[[], bool]:
+            return lambda: len(store) == pods
+
         for number in range(5):
-            await eventually(lambda: kube.watches() == 1)
+            await until(lambda: kube.watches() == 1)
             kube.drop_streams()
             kube.apply(pod(f"p{number}", f"10.0.0.{number}"))
-            await eventually(lambda expected=number + 1: len(store) == expected)
+            await until(holds(number + 1))
         assert kube.requests["list pods"] == 1
 
 
@@ -119,16 +123,16 @@ async def test_bookmark_spares_a_list_after_compaction(kube: KubeApi, tmp_path: 
     client = await Client.connect(str(write_kubeconfig(tmp_path / "kubeconfig", kube.url)))
     reflector = Reflector(client, PODS, store, 60)
     task = asyncio.create_task(reflector.run())
-    await eventually(lambda: kube.watches() == 1)
+    await until(lambda: kube.watches() == 1)
     # Other resources move the version on; without bookmarks the watcher of pods would never hear of it.
     kube.load(namespace(f"n{number}") for number in range(5))
     kube.send_bookmarks()
-    await eventually(lambda: reflector.version == str(kube.version))
+    await until(lambda: reflector.version == str(kube.version))
     kube.collections["pods"].compact(kube.version)
     kube.drop_streams()
-    await eventually(lambda: kube.requests["watch pods"] == 2)
+    await until(lambda: kube.requests["watch pods"] == 2)
     kube.apply(pod("b", "10.0.0.2"))
-    await eventually(lambda: names(store) == {"b"})
+    await until(lambda: names(store) == {"b"})
     assert kube.requests["list pods"] == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -137,18 +141,18 @@ async def test_bookmark_spares_a_list_after_compaction(kube: KubeApi, tmp_path: 
 
 async def test_half_a_line_is_not_an_event(kube: KubeApi, tmp_path: Path) -> None:
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: kube.watches() == 1)
+        await until(lambda: kube.watches() == 1)
         kube.faults.garbage = 2
         kube.drop_streams()
         kube.apply(pod("a", "10.0.0.1"))
-        await eventually(lambda: names(store) == {"a"})
+        await until(lambda: names(store) == {"a"})
 
 
 async def test_watch_ends_after_its_time_and_is_begun_anew(kube: KubeApi, tmp_path: Path) -> None:
     async with reflecting(kube, tmp_path, seconds=1) as store:
-        await eventually(lambda: kube.requests["watch pods"] >= 3)
+        await until(lambda: kube.requests["watch pods"] >= 3)
         kube.apply(pod("a", "10.0.0.1"))
-        await eventually(lambda: names(store) == {"a"})
+        await until(lambda: names(store) == {"a"})
         assert kube.requests["list pods"] == 1
 
 
@@ -157,13 +161,13 @@ async def test_dead_watch_is_noticed_when_its_time_is_over(
 ) -> None:
     monkeypatch.setattr(module, "WATCH_GRACE", 0.5)
     async with reflecting(kube, tmp_path, seconds=1) as store:
-        await eventually(lambda: kube.watches() == 1)
+        await until(lambda: kube.watches() == 1)
         # The API goes on without a word: neither an event nor an end reaches the watcher.
         kube.faults.delay = 30
-        await eventually(lambda: kube.requests["watch pods"] >= 1)
+        await until(lambda: kube.requests["watch pods"] >= 1)
         kube.apply(pod("a", "10.0.0.1"))
         kube.faults.delay = 0
-        await eventually(lambda: names(store) == {"a"})
+        await until(lambda: names(store) == {"a"})
 
 
 async def test_errors_are_retried_and_retry_after_is_heeded(kube: KubeApi, tmp_path: Path) -> None:
@@ -171,19 +175,19 @@ async def test_errors_are_retried_and_retry_after_is_heeded(kube: KubeApi, tmp_p
     kube.apply(pod("a", "10.0.0.1"))
     started = asyncio.get_running_loop().time()
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: names(store) == {"a"})
+        await until(lambda: names(store) == {"a"})
     assert asyncio.get_running_loop().time() - started >= 2
 
 
 async def test_rotated_token_is_read_again_after_a_401(kube: KubeApi, tmp_path: Path) -> None:
     kube.apply(pod("a", "10.0.0.1"))
     async with reflecting(kube, tmp_path) as store:
-        await eventually(lambda: names(store) == {"a"})
+        await until(lambda: names(store) == {"a"})
         kube.token = "rotated"
         kube.drop_streams()
         write_kubeconfig(tmp_path / "kubeconfig", kube.url, token="rotated")
         kube.apply(pod("b", "10.0.0.2"))
-        await eventually(lambda: names(store) == {"a", "b"})
+        await until(lambda: names(store) == {"a", "b"})
 
 
 async def test_refusal_says_what_the_api_says(kube: KubeApi, tmp_path: Path) -> None:

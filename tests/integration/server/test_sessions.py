@@ -6,9 +6,10 @@ import pytest
 
 from kiam.rpc import kiam_pb2
 from kiam.server.settings import SessionSettings, TagScope
-from tests.integration.server.conftest import Sandbox, Watch, eventually
+from tests.integration.server.conftest import Sandbox, Watch
 from tests.sandbox.aws import AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
+from tests.sandbox.process import until
 
 CLUSTER = ("kubernetes-cluster", "prod")
 NAMESPACE = ("kubernetes-namespace", "default")
@@ -143,7 +144,7 @@ async def test_external_id_that_looks_like_another_identitys_key_is_refused(
     kube.apply(pod("thief", "10.0.0.3", "app", node="n1", annotations=stolen))
     await watch.until(lambda: "thief" in watch.pods)
     assert not watch.pods["thief"].decision.allowed
-    await eventually(lambda: any("external id" in event["message"] for event in kube.events()))
+    await until(lambda: any("external id" in event["message"] for event in kube.events()))
 
 
 async def test_resumed_stream_skips_tagged_credentials_that_the_agent_holds(sandbox: Sandbox, kube: KubeApi) -> None:

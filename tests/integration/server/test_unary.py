@@ -13,9 +13,10 @@ import pytest
 from grpc import aio
 
 from kiam.rpc import kiam_pb2
-from tests.integration.server.conftest import Sandbox, eventually
+from tests.integration.server.conftest import Sandbox
 from tests.sandbox.aws import AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
+from tests.sandbox.process import until
 
 SHORT = None
 """No deadline: held for as long as the server holds such calls, which is short in these tests."""
@@ -55,11 +56,12 @@ async def test_what_is_no_address_is_an_invalid_argument(sandbox: Sandbox, ip: s
 
 
 async def test_call_is_held_until_a_pod_has_the_address(sandbox: Sandbox, kube: KubeApi) -> None:
-    client = await sandbox.connect(await sandbox.start())
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
     await client.role("10.0.0.1")
     calls = [asyncio.create_task(client.role("10.0.0.7", 20)) for _ in range(3)]
     held = asyncio.create_task(client.credentials("10.0.0.7", "role-n", 20))
-    await asyncio.sleep(0.1)
+    await until(lambda: server.service is not None and len(server.service.arrivals) == 4)
     assert not any(call.done() for call in (*calls, held))
     kube.apply(pod("new", None, "role-n"))
     kube.apply(pod("new", "10.0.0.7", "role-n"))
@@ -80,15 +82,16 @@ async def test_calls_beyond_the_bound_are_answered_at_once(sandbox: Sandbox) -> 
     assert server.service is not None
     server.service.arrivals.most = 2
     held = [asyncio.create_task(client.role(f"10.9.0.{number}", 20)) for number in range(2)]
-    await eventually(lambda: server.service is not None and len(server.service.arrivals) == 2)
+    await until(lambda: server.service is not None and len(server.service.arrivals) == 2)
     assert (await refusal(client.role("10.9.0.9", 20)))[0] is grpc.StatusCode.NOT_FOUND
     for call in held:
         call.cancel()
-    await eventually(lambda: server.service is not None and len(server.service.arrivals) == 0)
+    await until(lambda: server.service is not None and len(server.service.arrivals) == 0)
 
 
 async def test_namespace_not_seen_yet_is_waited_for_and_never_a_final_no(sandbox: Sandbox, kube: KubeApi) -> None:
-    client = await sandbox.connect(await sandbox.start())
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
     kube.apply(pod("early", "10.0.0.5", "role-a", namespace="late"))
     assert await client.role("10.0.0.5") == "role-a"
     assert await refusal(client.credentials("10.0.0.5", "role-a", SHORT)) == (
@@ -96,7 +99,7 @@ async def test_namespace_not_seen_yet_is_waited_for_and_never_a_final_no(sandbox
         "namespace 'late' is not known yet",
     )
     held = asyncio.create_task(client.credentials("10.0.0.5", "role-a", 20))
-    await asyncio.sleep(0.1)
+    await until(lambda: server.service is not None and len(server.service.arrivals) == 1)
     kube.apply(namespace("late", ".*"))
     assert (await held).code == "Success"
 
@@ -130,7 +133,7 @@ async def test_failure_of_sts_is_unavailable_with_its_reason_and_when_to_ask_aga
         assert str(error.value.details()).startswith("AccessDenied: User is not authorized")
         assert int(dict(error.value.trailing_metadata() or ())["retry-after"]) >= 1
     assert aws.count("role-refused") == 1
-    (event,) = await eventually(kube.events)
+    (event,) = await until(kube.events)
     assert event["message"].startswith("failed retrieving credentials: AccessDenied: ")
 
 
@@ -146,7 +149,7 @@ async def test_calls_are_held_while_the_api_is_away_and_answered_once_it_is_ther
     call = asyncio.create_task(client.role("10.0.0.1", 30))
     await kube.start()
     assert await call == "role-a"
-    await eventually(lambda: _is_ok(client.health()))
+    await until(lambda: _is_ok(client.health()))
 
 
 async def _is_ok(health: Awaitable[str]) -> bool:
@@ -169,7 +172,7 @@ async def test_health_of_a_server_that_is_not_ready_is_an_error_and_any_answer_i
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9")
     server = await sandbox.start()
     client = await sandbox.connect(server)
-    await eventually(lambda: _waits_for_sts_alone(client.health()))
+    await until(lambda: _waits_for_sts_alone(client.health()))
     # A conventional kiam health knows errors only.
     assert await refusal(client.stub.GetHealth(kiam_pb2.GetHealthRequest(), timeout=5)) == (
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -201,7 +204,7 @@ async def test_draining_server_answers_held_calls_at_once(sandbox: Sandbox) -> N
     client = await sandbox.connect(server)
     await client.role("10.0.0.1")
     held = asyncio.create_task(refusal(client.role("10.0.0.9", 30)))
-    await eventually(lambda: server.service is not None and len(server.service.arrivals) == 1)
+    await until(lambda: server.service is not None and len(server.service.arrivals) == 1)
     await server.drain(20)
     assert await held == (grpc.StatusCode.UNAVAILABLE, "shutting down")
 
@@ -213,7 +216,7 @@ async def test_repeated_refusals_are_counted_on_one_event(
     client = await sandbox.connect(await sandbox.start())
     for _ in range(5):
         await refusal(client.credentials("10.0.0.1", "role-b"))
-    (event,) = await eventually(lambda: [event for event in kube.events() if event["count"] == 5])
+    (event,) = await until(lambda: [event for event in kube.events() if event["count"] == 5])
     assert (event["type"], event["reason"], event["source"]) == (
         "Warning",
         "KiamRoleForbidden",
@@ -228,5 +231,5 @@ async def test_pod_that_asks_for_ever_new_roles_gets_few_events(sandbox: Sandbox
     client = await sandbox.connect(await sandbox.start())
     for number in range(30):
         await refusal(client.credentials("10.0.0.1", f"guess-{number}"))
-    await eventually(lambda: [e for e in kube.events() if e["message"].startswith("(combined from similar events)")])
-    await eventually(lambda: len(kube.events()) == 11)
+    await until(lambda: [e for e in kube.events() if e["message"].startswith("(combined from similar events)")])
+    await until(lambda: len(kube.events()) == 11)

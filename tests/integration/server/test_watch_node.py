@@ -7,9 +7,10 @@ import pytest
 from grpc import aio
 
 from kiam.rpc import kiam_pb2
-from tests.integration.server.conftest import Sandbox, eventually
+from tests.integration.server.conftest import Sandbox
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
+from tests.sandbox.process import until
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ async def test_resumed_stream_carries_only_what_differs(sandbox: Sandbox, kube: 
     first.call.cancel()
     kube.delete("pods", "b", "default")
     kube.apply(pod("new", "10.0.0.3", "role-a", node="n1", host_address="192.0.2.1"))
-    await eventually(lambda: sandbox.metric("kiam_server_node_streams") == 0)
+    await until(lambda: sandbox.metric("kiam_server_node_streams") == 0)
     probe = client.watch(node_name="n1")
     await probe.until(lambda: "new" in probe.pods and "b" not in probe.pods)
     known = [kiam_pb2.KnownPod(uid=p.uid, fingerprint=p.fingerprint) for p in first.pods.values()]
@@ -210,7 +211,7 @@ async def test_refusal_of_sts_is_pushed_with_its_reason_and_explained_by_an_even
     failure = watch.failures["role-a"]
     assert failure.message.startswith("AccessDenied: User is not authorized to perform: sts:AssumeRole")
     assert failure.retry_after_seconds >= 1
-    (event,) = await eventually(kube.events)
+    (event,) = await until(kube.events)
     assert event["reason"] == "KiamCredentialError"
     assert event["message"] == f"failed retrieving credentials: {failure.message}"
     assert event["involvedObject"]["name"] == "a"

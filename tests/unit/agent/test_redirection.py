@@ -136,7 +136,7 @@ async def test_after_leaving_it_stays_out(kernel: Kernel) -> None:
         await looked_again(kernel)
         await one.leave(taken_over=False)
         installs = kernel.installs
-        await asyncio.sleep(0.02)
+        await looked_again(kernel)
         assert kernel.state is None
         assert kernel.installs == installs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +21,7 @@ from kiam.server.aws.contract import Issued, STSError
 from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
 from kiam.server.aws.lifetime import backoff_delay, least_time_left, renewal_delay
 from kiam.server.aws.metrics import Metrics
+from tests.sandbox.process import until
 
 
 def identity(name: str = "app", session: str = "kiam-kiam", external_id: str = "") -> Identity:
@@ -99,12 +100,6 @@ async def running(fetchers: int = 4) -> AsyncIterator[Bench]:
         bench.sts.gate.set()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in code that knows no event
-            await asyncio.sleep(0.005)
 
 
 async def test_first_requests_share_one_call() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,6 +17,7 @@ from kiam.server.policy import evaluator as module
 from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.expressions import decide_namespace, is_cheap
 from kiam.server.policy.permitted import Decision, Refusal
+from tests.sandbox.process import until
 
 APP = "arn:aws:iam::123456789012:role/team/app"
 LONG = "arn:aws:iam::123456789012:role/" + "a" * 500 + "/" + "x" * 64
@@ -60,12 +61,6 @@ async def running() -> AsyncIterator[Bench]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in code that knows no event
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize("name", COSTLY)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ from kiam.server.kubernetes import events as module
 from kiam.server.kubernetes.api import KubeError
 from kiam.server.kubernetes.events import COMBINED, EventRecorder
 from kiam.server.kubernetes.objects import Pod
+from tests.sandbox.process import until
 
 
 def make(name: str = "a", uid: str = "u") -> Pod:
@@ -57,12 +59,6 @@ async def recording(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in code that knows no event
-            await asyncio.sleep(0.005)
 
 
 async def test_repeats_are_counted_on_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,15 +132,35 @@ async def test_number_of_series_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(recorder) == 100
 
 
+class StoppedClock:
+    """Counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def monotonic(self) -> float:
+        self.reads += 1
+        return 1000.0
+
+    time = monotonic
+
+
 async def test_rate_of_writes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BURST", 20)
+    clock = StoppedClock()
+    monkeypatch.setattr(module, "time", clock)
+    numbers = itertools.count()
+
+    def provoke() -> int:
+        recorder.record(make(uid=str(next(numbers))), "R", "no")
+        return clock.reads
+
     async with recording(monkeypatch) as (recorder, api):
-        monkeypatch.setattr(module, "WRITES_PER_SECOND", 0.5)
-        for number in range(1000):
-            recorder.record(make(uid=str(number)), "R", "no")
-        await until(lambda: api.writes >= 20)
-        await asyncio.sleep(0.3)
-        assert api.writes <= 21
+        await until(lambda: provoke() > 0 and api.writes >= 20)
+        enough = clock.reads + 500
+        # Each pass over what is unwritten reads the clock.
+        await until(lambda: provoke() > enough)
+        assert api.writes == 20
 
 
 async def test_messages_and_names_fit_the_api(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kiam.cli import build_parser
 from kiam.server.kubernetes.api import KubeApi as Client
 from kiam.server.kubernetes.untaint import Untainter
 from tests.sandbox.kubeapi import KubeApi
+from tests.sandbox.process import until
 
 TAINT = {"key": "kiam.io/agent-not-ready", "effect": "NoSchedule"}
 OTHER = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
@@ -40,12 +41,6 @@ def agent(ready: bool, name: str = "agent-1", on: str = "node-1", **labels: str)
 
 def taints(cluster: KubeApi, name: str = "node-1") -> list[str]:
     return [taint["key"] for taint in cluster.get("nodes", name)["spec"].get("taints") or ()]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # the emulator has no event for what is stored in it
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
