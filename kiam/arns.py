@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 LONGEST_ARN, LONGEST_PATH, LONGEST_NAME = 2048, 512, 64
 """Characters (IAM user guide, "IAM and STS quotas"; STS API reference, AssumeRole, RoleArn)."""
@@ -24,6 +25,7 @@ def resolve_role_arn(role: str, base_arn: str) -> str:
     return base_arn + role.removeprefix("/")
 
 
+@lru_cache(maxsize=4096)
 def role_problem(arn: str) -> str:
     """Why a full ARN can't be an IAM role's (IAM API reference, CreateRole); empty: it can.
 

@@ -21,8 +21,9 @@ from kiam.server.policy.worker import CPU_SECONDS, READY
 
 log = logging.getLogger(__name__)
 
-MOST_SECONDS_INLINE = 0.01
-"""What one expression may take of the event loop's time, all its ARNs together, before it goes to the process too."""
+MOST_SECONDS_INLINE, INLINE_WINDOW = 0.01, 60.0
+"""What one expression may take of the event loop's time in a window, all its ARNs together, before it goes to the
+process too."""
 LEAST_SECONDS_COUNTED = 0.0005
 """An ordinary expression takes some microseconds for an ARN; those never add up."""
 MOST_ANSWERS, MOST_EXPRESSIONS = 65_536, 4096
@@ -76,7 +77,8 @@ class Evaluator:
         self._told = told
         self._answers: _Remembered[tuple[str, str], Decision] = _Remembered(MOST_ANSWERS)
         self._refused: _Remembered[str, Decision] = _Remembered(MOST_EXPRESSIONS)
-        self._spent: _Remembered[str, float] = _Remembered(MOST_EXPRESSIONS)
+        self._spent: _Remembered[str, tuple[float, float]] = _Remembered(MOST_EXPRESSIONS)
+        """Seconds, and when the window ends."""
         self._queue: FairQueue[tuple[str, str, str]] = FairQueue()
         self._waiting: set[tuple[str, str, str]] = set()
         self._work = asyncio.Semaphore(0)
@@ -85,13 +87,13 @@ class Evaluator:
 
     def decide(self, namespace: str, role_arn: str, expression: str) -> Decision:
         """Whether the expression permits the ARN; undecided while that is being worked out."""
-        if not expression or len(expression) > LONGEST_EXPRESSION:
-            return decide_namespace(role_arn, expression, self._strict)
-        if is_cheap(expression) and (self._spent.get(expression) or 0.0) < MOST_SECONDS_INLINE:
-            return self._decide_inline(role_arn, expression)
-        known = self._refused.get(expression) or self._answers.get((expression, role_arn))
+        known = self._answers.get((expression, role_arn)) or self._refused.get(expression)
         if known is not None:
             return known
+        if not expression or len(expression) > LONGEST_EXPRESSION:
+            return decide_namespace(role_arn, expression, self._strict)
+        if is_cheap(expression) and self._seconds_spent(expression)[0] < MOST_SECONDS_INLINE:
+            return self._decide_inline(role_arn, expression)
         question = (namespace, expression, role_arn)
         if question not in self._waiting:
             self._waiting.add(question)
@@ -121,9 +123,16 @@ class Evaluator:
         started = time.thread_time()
         decision = decide_namespace(role_arn, expression, self._strict)
         seconds = time.thread_time() - started
+        self._answers.put((expression, role_arn), decision)
         if seconds > LEAST_SECONDS_COUNTED:
-            self._spent.put(expression, (self._spent.get(expression) or 0.0) + seconds)
+            spent, until = self._seconds_spent(expression)
+            self._spent.put(expression, (spent + seconds, until))
         return decision
+
+    def _seconds_spent(self, expression: str) -> tuple[float, float]:
+        now = time.monotonic()
+        spent = self._spent.get(expression)
+        return spent if spent is not None and now < spent[1] else (0.0, now + INLINE_WINDOW)
 
     def _tell(self, namespace: str) -> None:
         """Not after each answer: all pods of a namespace are looked at again each time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -125,6 +126,27 @@ async def test_expression_that_turns_out_costly_leaves_the_event_loop(monkeypatc
         assert is_cheap(expression)
         assert bench.evaluator.decide("ns", LONG, expression).refusal is Refusal.UNDECIDED
         assert (await bench.decide(expression, LONG)).refusal is not Refusal.UNDECIDED
+
+
+async def test_ordinary_expression_stays_on_the_event_loop_however_many_roles_there_are() -> None:
+    bench = Bench()
+    gc.collect()
+    gc.disable()
+    try:
+        assert all(bench.evaluator.decide("ns", f"{APP}{number}", ".*/app.*").allowed for number in range(20_000))
+    finally:
+        gc.enable()
+
+
+async def test_what_an_expression_has_taken_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_SECONDS_COUNTED", -1.0)
+    monkeypatch.setattr(module, "MOST_SECONDS_INLINE", 1e-9)
+    bench = Bench()
+    assert bench.evaluator.decide("ns", APP, ".*/app").allowed
+    assert bench.evaluator.decide("ns", f"{APP}2", ".*/app").refusal is Refusal.UNDECIDED
+    monkeypatch.setattr(module, "INLINE_WINDOW", -1.0)
+    assert bench.evaluator.decide("ns", f"{APP}3", "x|.*/app3").allowed
+    assert bench.evaluator.decide("ns", f"{APP}33", "x|.*/app3.").allowed
 
 
 async def test_process_that_is_killed_is_started_again_and_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
