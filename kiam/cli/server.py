@@ -34,6 +34,7 @@ from kiam.server.settings import (
     needs_cluster,
     template_problem,
 )
+from kiam.telemetry import parse_listen_address
 
 if TYPE_CHECKING:
     from kiam.server.settings import ServerSettings
@@ -74,6 +75,11 @@ def _template(text: str) -> str:
 def _cluster_name(text: str) -> str:
     if text and (problem := cluster_name_problem(text)):
         raise ValueError(f"'{text}' is not a cluster's name: {problem}")
+    return text
+
+
+def _listen_address(text: str) -> str:
+    parse_listen_address(text)
     return text
 
 
@@ -161,6 +167,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         False,
         "check service account tokens for agents' container credentials endpoint (needs the right to create "
         "tokenreviews and get serviceaccounts)",
+    )
+    parser.add_argument(
+        "--container-credentials-webhook",
+        type=flag_type(_listen_address, "address"),
+        metavar="HOST:PORT",
+        help="serve the mutating webhook there that gives pods a token and its variables (HTTPS, the same certificate)",
     )
 
 

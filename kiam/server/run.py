@@ -37,6 +37,7 @@ from kiam.server.policy.permitted import Decision, forbidden_message
 from kiam.server.policy.sessions import Sessions
 from kiam.server.readiness import Readiness
 from kiam.server.settings import ServerSettings
+from kiam.server.webhook.listener import Listener, Webhook
 from kiam.tls.reload import TLSReloader
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Server:
         )
         self.service: Service | None = None
         """What answers the calls, once there is one."""
+        self.webhook: Listener | None = None
+        """The mutating webhook's port, if there is one."""
         self._api: KubeApi | None = None
 
     @property
@@ -82,7 +85,6 @@ class Server:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin everything that makes the server ready. Raises UserError."""
         config, front = self._config, self._front
-        tasks.create_task(self._tls.watch(lambda: None))
         _spare_the_collector()
         sts = await asyncio.to_thread(
             BotoSTS,
@@ -109,10 +111,15 @@ class Server:
             NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
             (BASE_ARN, *STORES),
         )
+        accounts = ServiceAccountRoles(api)
         if config.container_credentials:
             service.container_credentials = ContainerCredentials(
-                TokenReviewer(api), ServiceAccountRoles(api), self._pods, self._known_judge
+                TokenReviewer(api), accounts, self._pods, self._known_judge
             )
+        if config.container_credentials_webhook is not None:
+            self.webhook = Listener(config.container_credentials_webhook, config.tls, Webhook(accounts))
+            await self.webhook.open()
+        tasks.create_task(self._tls.watch(self.webhook.reload if self.webhook is not None else lambda: None))
         description = kiam_pb2.DESCRIPTOR.services_by_name["KiamService"]
         counted = ServerMetrics(self._registry).count(description, callers.guard(description, service))
         await self._grpc.start(counted, front, self._tls)
@@ -136,6 +143,8 @@ class Server:
 
     async def close(self) -> None:
         """Close what the tasks have used; they must have ended."""
+        if self.webhook is not None:
+            await self.webhook.close()
         if self._api is not None:
             await self._api.close()
 

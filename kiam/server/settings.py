@@ -103,5 +103,7 @@ class ServerSettings:
     grpc_max_connection_age_grace_duration: timedelta
     node_authorization: bool
     container_credentials: bool
+    container_credentials_webhook: str | None
+    """HOST:PORT; None: off."""
     prometheus_listen_addr: str | None
     pprof_listen_addr: str | None

@@ -182,6 +182,37 @@ def test_container_credentials_bring_both_flags_and_just_the_rights_they_need() 
     ]
 
 
+WEBHOOK: Values = merged(
+    at("containerCredentials.enabled", True), at("containerCredentials.webhook", {"enabled": True, "caBundle": "Q0E="})
+)
+
+
+def test_the_webhook_leads_to_the_servers_port_and_never_refuses_a_pod() -> None:
+    objects = manifests(GIVEN_CERTIFICATES, WEBHOOK, at("containerCredentials.webhook.port", "9444"))
+    (server,) = containers(find(objects, "DaemonSet/kiam-server"))
+    assert "--container-credentials-webhook=:9444" in server["args"]
+    service = find(objects, "Service/kiam-webhook")["spec"]
+    assert service["ports"][0]["targetPort"] == 9444
+    assert service["selector"] == find(objects, "Service/kiam-server")["spec"]["selector"]
+    (webhook,) = find(objects, "MutatingWebhookConfiguration/kiam-webhook")["webhooks"]
+    assert webhook["clientConfig"]["caBundle"] == "Q0E="
+    assert webhook["clientConfig"]["service"]["name"] == "kiam-webhook"
+    assert webhook["failurePolicy"] == "Ignore"
+
+
+def test_the_webhook_has_its_authority_from_where_the_certificate_comes_from() -> None:
+    given = at("containerCredentials.webhook.caBundle", "")
+    with pytest.raises(
+        helm_python.HelmError, match=r"needs containerCredentials\.webhook\.caBundle.*kubectl get secret"
+    ):
+        manifests(WEBHOOK, given)
+    objects = manifests(WEBHOOK, given, at("certManager.enabled", True))
+    configuration = find(objects, "MutatingWebhookConfiguration/kiam-webhook")
+    assert configuration["metadata"]["annotations"] == {"cert-manager.io/inject-ca-from": "kube-system/kiam-server"}
+    certificate = find(objects, "Certificate/kiam-server")
+    assert "kiam-webhook.kube-system.svc" in certificate["spec"]["dnsNames"]
+
+
 def test_only_the_startup_taint_brings_a_right_to_nodes() -> None:
     def with_nodes(*values: Values) -> list[str]:
         return [

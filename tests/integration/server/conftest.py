@@ -157,6 +157,7 @@ class Sandbox:
             grpc_max_connection_age_grace_duration=timedelta(minutes=15),
             node_authorization=False,
             container_credentials=False,
+            container_credentials_webhook=None,
             prometheus_listen_addr=None,
             pprof_listen_addr=None,
         )

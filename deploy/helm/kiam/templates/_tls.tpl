@@ -73,6 +73,9 @@ selfSigned
 {{- define "kiam.tls.serverNames" -}}
 {{- $service := printf "%s-server" (include "kiam.fullname" .) -}}
 {{- $dns := list $service (printf "%s.%s" $service .Release.Namespace) (printf "%s.%s.svc" $service .Release.Namespace) (printf "%s.%s.svc.cluster.local" $service .Release.Namespace) "localhost" -}}
+{{- if .Values.containerCredentials.webhook.enabled -}}
+{{- $dns = append $dns (printf "%s-webhook.%s.svc" (include "kiam.fullname" .) .Release.Namespace) -}}
+{{- end -}}
 {{- $ips := list "127.0.0.1" -}}
 {{- $probed := .Values.server.probes.serverAddress | trimPrefix "[" | trimSuffix "]" -}}
 {{- if regexMatch "^([0-9.]+|.*:.*)$" $probed -}}

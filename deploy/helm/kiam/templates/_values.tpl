@@ -77,6 +77,7 @@
 - server.prometheus.servicemonitor.enabled
 - server.useHostNetwork
 - containerCredentials.enabled
+- containerCredentials.webhook.enabled
 - rbac.create
 - psp.create
 - serviceAccounts.agent.create
@@ -88,6 +89,7 @@
 
 {{- define "kiam.values.numbers" -}}
 - agent.host.port
+- containerCredentials.webhook.port
 - server.deployment.replicas
 - server.service.port
 - server.service.targetPort

@@ -1,0 +1,1 @@
+"""The mutating webhook that gives pods what the container credentials endpoint needs."""
