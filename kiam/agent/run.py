@@ -18,6 +18,7 @@ from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
 from kiam.agent.control.node_stream import StreamFollower
 from kiam.agent.control.unary import UnaryCalls
+from kiam.agent.core.askers import PodUidMode
 from kiam.agent.core.identities import REQUEST_BUDGET
 from kiam.agent.core.node import NodeCore
 from kiam.agent.http.container_credentials import ContainerAnswers
@@ -30,6 +31,7 @@ from kiam.agent.http.serving import Serving
 from kiam.agent.http.token_desk import TokenDesk
 from kiam.agent.http.tokens import SessionTokens
 from kiam.agent.kernel.callers import Callers
+from kiam.agent.kernel.peers import SocketPeers
 from kiam.agent.kernel.watcher import KernelWatcher
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
@@ -68,7 +70,7 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
         client = ServerClient(settings.server, reloader, client_interceptors())
         stack.push_async_callback(client.close)
         clock = SystemClock()
-        core = NodeCore(settings.outage_grace.total_seconds())
+        core = NodeCore(settings.outage_grace.total_seconds(), pod_uid=settings.pod_uid)
         watcher = KernelWatcher(core, clock)
         calls = UnaryCalls(client, clock)
         identities = NodeIdentities(core, calls, watcher, clock, metrics)
@@ -89,7 +91,8 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
             settings.limits,
             settings.allow_ip_query,
         )
-        serving = Serving(settings, handlers, metrics)
+        peers = _peers(settings, core, watcher, stack)
+        serving = Serving(settings, handlers, metrics, peers)
         if sock is not None:
             # At once: a pod that asks already is answered as soon as can be, and isn't refused a connection.
             await serving.start(sock)
@@ -119,6 +122,17 @@ def _raise_descriptor_limit() -> None:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _peers(
+    settings: AgentSettings, core: NodeCore, watcher: KernelWatcher, stack: contextlib.AsyncExitStack
+) -> SocketPeers | None:
+    if settings.pod_uid is PodUidMode.OFF:
+        return None
+    peers = SocketPeers(core.addresses, watcher)
+    stack.callback(peers.close)
+    watcher.link_gone = lambda: peers.links_gone(core.addresses.has_link)
+    return peers
 
 
 def _redirection(settings: AgentSettings) -> Redirection | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address
 
+from kiam.agent.core.askers import PodUidMode
 from kiam.dataplane.contract import HostNetwork
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from kiam.tls import TLSFiles
@@ -101,6 +102,7 @@ class AgentSettings:
     container_credentials: bool
     """Whether the container credentials endpoint is served."""
     outage_grace: timedelta
+    pod_uid: PodUidMode
     drain_time: timedelta
     ready_file: str | None
     server: ServerSettings

@@ -8,6 +8,7 @@ import os
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from kiam.agent.core.askers import PodUidMode
 from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings, TokenMode
 from kiam.cli.dataplane_options import add_keep_others, add_redirect
 from kiam.cli.options import (
@@ -81,6 +82,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "account tokens (the server needs the flag too)",
     )
     parser.add_argument(
+        "--pod-uid",
+        choices=[mode.value for mode in PodUidMode],
+        default=PodUidMode.OFF.value,
+        help="ask the kernel which pod's socket each connection is; check: it must agree with the address, and is "
+        "enough where the address isn't reported yet; require: who has no such socket isn't answered",
+    )
+    parser.add_argument(
         "--outage-grace",
         type=duration,
         default=timedelta(minutes=15),
@@ -116,6 +124,7 @@ def settings_from(arguments: argparse.Namespace) -> AgentSettings:
         imds_tokens=TokenMode(arguments.imds_tokens),
         container_credentials=arguments.container_credentials,
         outage_grace=arguments.outage_grace,
+        pod_uid=PodUidMode(arguments.pod_uid),
         drain_time=arguments.drain_time,
         ready_file=arguments.ready_file,
         server=ServerSettings(

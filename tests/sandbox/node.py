@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 from tests.sandbox import kubeapi
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
@@ -110,6 +111,11 @@ class Pod:
 
     def __init__(self, box: NodeInABox, name: str, namespace: str, net: PodNet) -> None:
         self.box, self.name, self.namespace, self.net = box, name, namespace, net
+
+    @property
+    def uid(self) -> str:
+        """Its UID, in the form that the API server gives."""
+        return str(uuid5(NAMESPACE_OID, self.net.interface))
 
     @property
     def address(self) -> str:
@@ -290,7 +296,7 @@ class NodeInABox:
                 phase=phase,
                 host_address=str(NODE_IPV4),
                 addresses=[str(pod.net.address6)],
-                uid=f"uid-{pod.net.interface}",
+                uid=pod.uid,
             )
         )
 
@@ -302,7 +308,7 @@ class NodeInABox:
 
     def pod_cgroup(self, pod: Pod) -> Path:
         """The pod's cgroup below kubepods."""
-        return self.cgroup.pod(f"uid-{pod.net.interface}")
+        return self.cgroup.pod(pod.uid)
 
     def events(self, pod: Pod) -> list[dict[str, Any]]:
         """The Events about a pod."""

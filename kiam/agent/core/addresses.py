@@ -74,6 +74,20 @@ class Addresses:
         known = self._known.get(address)
         return known is not None and known.route is not None
 
+    def bound_link(self, address: str) -> int | None:
+        """The index of the pod's own interface that the address is bound to."""
+        known = self._known.get(address)
+        return None if known is None or known.route is None else known.route.pod_link
+
+    def link_behind(self, address: str, route: Route | None) -> int | None:
+        """The index of the one pod's interface that a route leads to; None: it doesn't, or that isn't known."""
+        found = self._near.pod_route(address, route)
+        return None if found is None else found.pod_link
+
+    def has_link(self, index: int) -> bool:
+        """Whether an interface is there, as far as the kernel has been heard."""
+        return index in self._near.links
+
     def is_suspect(self, address: str) -> bool:
         """Whether the server's word about it is older than what the kernel has said."""
         known = self._known.get(address)

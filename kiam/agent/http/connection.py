@@ -59,12 +59,12 @@ _BUG = text("internal error of the kiam agent\n", 500)
 
 
 class Connection(asyncio.Protocol):
-    """asyncio's protocol of one connection; ``client_address`` is its peer."""
+    """asyncio's protocol of one connection. ``client_address`` is its peer, ``client_uid`` the peer's pod if known."""
 
     __slots__ = (
         "_body", "_body_use", "_deadline", "_drained", "_fields", "_head_size", "_in_message", "_is_ending",
         "_is_expected", "_is_paused", "_loop", "_parser", "_peer", "_queue", "_request", "_server", "_stalled", "_task",
-        "_timer", "_timer_at", "_transport", "_url", "client_address",
+        "_timer", "_timer_at", "_transport", "_url", "client_address", "client_uid",
     )  # fmt: skip
 
     def __init__(self, server: PodServer) -> None:
@@ -87,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._request: Request | None = None
         self._begin()
         self.client_address = ""
+        self.client_uid: str | None = None
 
     # ---- asyncio's callbacks
 
@@ -105,6 +106,12 @@ class Connection(asyncio.Protocol):
             self._is_ending = True
             transport.close()
             return
+        if self._server.peers is not None and self._peer:
+            # Once a connection: the cgroup of a socket never changes.
+            here = transport.get_extra_info("sockname")
+            self.client_uid = self._server.peers.uid_of(
+                (self.client_address, self._peer[1]), (normalise_address(here[0]), here[1])
+            )
         self._expect(self._server.limits.header_time, is_expected=True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -129,7 +136,7 @@ class Connection(asyncio.Protocol):
         if not self._in_message and self._task is None and self._stalled is None:
             plain = recognise(data)
             if plain is not None:
-                answer = self._server.answering.at_once(self.client_address, plain)
+                answer = self._server.answering.at_once(self.client_address, plain, self.client_uid)
                 if answer is not None:
                     # No timer is touched: the one there is sees the new deadline when it fires.
                     self._deadline = self._loop.time() + self._server.limits.idle_time
@@ -191,6 +198,7 @@ class Connection(asyncio.Protocol):
             target=bytes(self._url).decode("latin-1"),
             fields=tuple(self._fields),
             client=self.client_address,
+            uid=self.client_uid,
             peer=self._peer,
             # Which attack: after an upgrade the parser leaves the framing to us, and a body would be read as requests.
             keep_alive=parser.should_keep_alive() and not parser.should_upgrade(),

@@ -57,7 +57,7 @@ class Handlers:
         self.draining = False
         """Set when the agent stops: each connection is closed with its next answer."""
 
-    def at_once(self, address: str, plain: Plain) -> bytes | None:
+    def at_once(self, address: str, plain: Plain, uid: str | None) -> bytes | None:
         """The whole answer to a plain GET of a credential path, if memory has it; None: ask :meth:`respond`.
 
         Everything that is refused goes there, so that there is one place where failures become answers; and everything
@@ -70,10 +70,10 @@ class Handlers:
         try:
             if role := target.role:
                 meter = self._metrics.credentials
-                body = self._identities.credentials_now(address, role)
+                body = self._identities.credentials_now(address, role, uid)
             else:
                 meter = self._metrics.role_name
-                body = self._identities.role_now(address)
+                body = self._identities.role_now(address, uid)
             if body is None:
                 return None
             self._tokens.check(address, plain.token)
@@ -130,16 +130,20 @@ class Handlers:
         self._tokens.check_request(request)
         role = target.role
         address = self._address(request, target)
+        # Who says with ?ip= that it is another is believed, where that is allowed at all.
+        uid = request.uid if address == request.client else None
         deadline = started + REQUEST_BUDGET
         identities = self._identities
         if role:
-            body = identities.credentials_now(address, role)
+            body = identities.credentials_now(address, role, uid)
             if body is None:
-                body = await self._waiting.wait(request.client, lambda: identities.credentials(address, role, deadline))
+                body = await self._waiting.wait(
+                    request.client, lambda: identities.credentials(address, role, deadline, uid)
+                )
         else:
-            body = identities.role_now(address)
+            body = identities.role_now(address, uid)
             if body is None:
-                body = await self._waiting.wait(request.client, lambda: identities.role(address, deadline))
+                body = await self._waiting.wait(request.client, lambda: identities.role(address, deadline, uid))
         return Response(200, body, (("Content-Type", TEXT),))
 
     async def _health(self, request: Request, target: Target, started: float) -> Response:

@@ -41,6 +41,8 @@ class Request:
     is_old: bool = False
     """HTTP/1.0, in which connections end unless both sides say otherwise."""
     body: bytes = b""
+    uid: str | None = None
+    """The UID of the pod whose socket the kernel says it is; None: it doesn't say."""
 
     def values(self, name: str) -> list[str]:
         """The values of every field of a name in lower case."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import Protocol
 
+from kiam.agent.core.askers import PeerIdentification
 from kiam.agent.http.connection import BodyUse, Connection
 from kiam.agent.http.dates import HttpDate
 from kiam.agent.http.messages import Plain, Request, Response
@@ -19,7 +20,7 @@ class Answering(Protocol):
     draining: bool
     """The agent stops: each connection is closed with its next answer."""
 
-    def at_once(self, address: str, plain: Plain) -> bytes | None:
+    def at_once(self, address: str, plain: Plain, uid: str | None) -> bytes | None:
         """The whole answer, if it is at hand; None: ask :meth:`respond`."""
 
     def body_use(self, request: Request) -> BodyUse:
@@ -32,9 +33,13 @@ class Answering(Protocol):
 class PodServer:
     """Makes the connections (an event loop's protocol factory), and counts them by client."""
 
-    def __init__(self, answering: Answering, limits: Limits, metrics: AgentMetrics) -> None:
+    def __init__(
+        self, answering: Answering, limits: Limits, metrics: AgentMetrics, peers: PeerIdentification | None = None
+    ) -> None:
+        """``peers``: finds out the pods of connections; None: they are known by their addresses alone."""
         self.answering = answering
         self.limits = limits
+        self.peers = peers
         self._metrics = metrics
         self._connections: set[Connection] = set()
         self._clients: dict[str, int] = {}

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from kiam.agent.core.askers import PeerIdentification
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.listener import BACKLOG, is_served, steer_away
 from kiam.agent.http.pod_server import PodServer
@@ -28,10 +29,17 @@ _WITHOUT_SERVER = "starting without the server; pods are told to try again until
 class Serving:
     """The port's listener and its connections."""
 
-    def __init__(self, settings: AgentSettings, handlers: Handlers, metrics: AgentMetrics) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        handlers: Handlers,
+        metrics: AgentMetrics,
+        peers: PeerIdentification | None = None,
+    ) -> None:
+        """``peers``: finds out the pods of connections, if their addresses aren't to be all there is."""
         self._settings = settings
         self._handlers = handlers
-        self._pods = PodServer(handlers, settings.limits, metrics)
+        self._pods = PodServer(handlers, settings.limits, metrics, peers)
         self._sock: socket.socket | None = None
 
     @property

@@ -32,6 +32,7 @@ _GROUPS = (1, 3, 7, 11)  # RTNLGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
+_NEWNSID, _GETNSID = 88, 90
 _RTM_F_FIB_MATCH = 0x2000
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _RT_TABLE_MAIN = 254
@@ -41,7 +42,9 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _NEXT_HOP = struct.Struct("=HBBi")
 """struct rtnexthop: length, flags, hops, interface."""
 # linux/if_link.h
-_IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 10, 18, 1
+_IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_LINK_NETNSID = 3, 10, 18, 1, 37
+# linux/net_namespace.h
+_NETNSA_NSID, _NETNSA_FD = 1, 3
 _IFINFOMSG = struct.Struct("=BxHiII")
 """family, device type, index, flags, change."""
 # linux/neighbour.h
@@ -165,6 +168,23 @@ class Questions:
             return None
         values = message.attributes(_IFINFOMSG.size)
         return values.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace"), _kind_of(values)
+
+    def namespace_behind(self, index: int) -> int | None:
+        """The number, in this namespace, of the network namespace that a link's other end is in; None: it has none."""
+        message = self._ask(_GETLINK, NLM_F_REQUEST, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+        if message is None or message.kind != _NEWLINK:
+            return None
+        number = message.attributes(_IFINFOMSG.size).get(_IFLA_LINK_NETNSID)
+        return None if number is None else int.from_bytes(number, sys.byteorder, signed=True)
+
+    def namespace_number(self, descriptor: int) -> int | None:
+        """The number, in this namespace, of the network namespace that a descriptor is open on; None: it has none."""
+        attributes = {_NETNSA_FD: struct.pack("=I", descriptor)}
+        message = self._ask(_GETNSID, NLM_F_REQUEST, bytes(4), attributes)
+        if message is None or message.kind != _NEWNSID:
+            return None
+        number = int.from_bytes(message.attributes(4).get(_NETNSA_NSID, b""), sys.byteorder, signed=True)
+        return number if number >= 0 else None
 
     def resolve(self, link: int, address: str) -> None:
         """Have the kernel find out an address's link-layer address, as if it had a packet for it. Needs NET_ADMIN."""

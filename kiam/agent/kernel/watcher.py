@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Self
 
 from kiam.agent.core.node import NodeCore
-from kiam.agent.core.routes import Route
+from kiam.agent.core.routes import LinkChange, Route
 from kiam.agent.kernel.rtnetlink import Changes, ChangesLostError, Questions
 from kiam.clocks import Clock
 from kiam.errors import UserError
@@ -23,6 +23,8 @@ class KernelWatcher:
         self._core = core
         self._clock = clock
         self._heard: Callable[[], None] = lambda: None
+        self.link_gone: Callable[[], None] = lambda: None
+        """Called when an interface has gone."""
 
     def start(self, heard: Callable[[], None]) -> Self:
         """Open the sockets, listen first and read all there is then, so that nothing falls in between.
@@ -53,15 +55,18 @@ class KernelWatcher:
         The kernel tells of a new route before it delivers the first packet that came by it, so calling this before an
         answer leaves no moment in which a new pod's request could meet an old pod's route.
         """
-        changed = False
+        changed = is_gone = False
         try:
             for change in self._changes.read():
                 self._core.addresses.kernel_changed(change, self._clock.elapsed())
                 changed = True
+                is_gone = is_gone or (isinstance(change, LinkChange) and change.gone)
         except ChangesLostError:
             log.warning("kernel notifications were lost: the routes to all pods are looked at anew")
             self._read_everything(is_first=False)
-            changed = True
+            changed = is_gone = True
+        if is_gone:
+            self.link_gone()
         if changed:
             self.settle()
             self._heard()

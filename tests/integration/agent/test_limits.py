@@ -328,7 +328,7 @@ class Big:
 
     draining = False
 
-    def at_once(self, address: str, plain: Plain) -> bytes | None:
+    def at_once(self, address: str, plain: Plain, uid: str | None) -> bytes | None:
         return None
 
     def body_use(self, request: Request) -> BodyUse:

@@ -35,7 +35,7 @@ class Echo:
         self.asked: list[Request] = []
         self.at_once_asked: list[Plain] = []
 
-    def at_once(self, address: str, plain: Plain) -> bytes | None:
+    def at_once(self, address: str, plain: Plain, uid: str | None) -> bytes | None:
         self.at_once_asked.append(plain)
         return None
 
