@@ -21,7 +21,7 @@ _ANY_SOCKET = bytes(4) + b"\xff" * 8
 _ANSWER_SIZE = 72
 """Of struct inet_diag_msg; the remote port is at 6, the state at 1."""
 _CGROUP_ID = 21
-"""INET_DIAG_CGROUP_ID, since Linux 5.9."""
+"""INET_DIAG_CGROUP_ID, since Linux 5.8."""
 _LISTEN = 10
 _CLONE_NEWNET = 0x40000000
 _TIMEOUT = 0.2
