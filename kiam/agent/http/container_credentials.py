@@ -46,7 +46,7 @@ class ContainerAnswers:
         self._refusals = RefusalLog()
         self.draining = False
 
-    def at_once(self, address: str, plain: Plain) -> bytes | None:
+    def at_once(self, address: str, plain: Plain, uid: str | None) -> bytes | None:
         """Nothing is at hand."""
 
     def body_use(self, request: Request) -> BodyUse:
