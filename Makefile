@@ -21,7 +21,7 @@ define install-missing
 endef
 
 .PHONY: setup demo attacks bench fuzz test test-vm test-image test-clients test-site test-newcomer client-table docs lint proto \
-  lock clean chart-docs architecture manifests pictures
+  lock clean chart-docs dataplane-table architecture manifests pictures
 
 setup: $(VENV)/.ready
 
@@ -61,6 +61,10 @@ chart-docs: setup
 # The pictures of the code's layers in docs/architecture.md, from import-linter's contracts.
 architecture: setup
 	$(BIN)/python -m tests.docs.layers
+
+# What each dataplane declares of itself, in docs/dataplanes.md.
+dataplane-table: setup
+	$(BIN)/python -m tests.docs.dataplanes
 
 # deploy/manifests, from the chart.
 manifests: setup

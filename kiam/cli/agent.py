@@ -21,7 +21,7 @@ from kiam.cli.options import (
     flags_without_effect,
     tls_files,
 )
-from kiam.dataplane.registry import DATAPLANES
+from kiam.dataplane.registry import DATAPLANES, documented
 from kiam.errors import UserError
 
 NO_DATAPLANE = "none"
@@ -159,9 +159,9 @@ def _host(arguments: argparse.Namespace) -> IPv4Address | IPv6Address:
 def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
     name = arguments.dataplane
     if arguments.iptables:
-        if name not in (None, "iptables"):
+        if name not in (None, documented()):
             raise UserError(f"--iptables and --dataplane={name} contradict each other", "give one of them")
-        name = "iptables"
+        name = documented()
     if name in (None, NO_DATAPLANE):
         return None
     # --iptables keeps the conventional default of cleaning up; a dataplane asked for by name stays and fails closed.

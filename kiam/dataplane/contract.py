@@ -16,7 +16,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 
@@ -84,6 +84,38 @@ class Counters:
     """By reason: ``other-port``, ``other-protocol``, ``other-interface``, ``ipv6``, ``host-network``, ``bypass``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What everybody else goes by, so that nobody has to know a dataplane by its name."""
+
+    tells_pods_by: str
+    needs: str
+    """On the node or in the image, for people."""
+    rights: str
+    """For people too."""
+    oldest_kernel: tuple[int, int]
+    oldest_kernel_for_host_network: tuple[int, int]
+    """With ``--host-network`` other than ignore."""
+    why_these_kernels: str
+    by_interface: bool = True
+    """Whether the interface pattern decides who is redirected."""
+    host_network: frozenset[HostNetwork] = frozenset(HostNetwork)
+    """The ways it can treat pods on the host network."""
+    documented_rule: bool = False
+    """Whether it makes the rule of conventional kiam's documentation, and so goes on from one made by hand."""
+    rank: int = 0
+    """The higher, the sooner it is recommended; 0 only where something speaks against the others."""
+
+    def needed_kernel(self, host_network: HostNetwork) -> tuple[int, int]:
+        """The oldest Linux for what is wanted of pods on the host network."""
+        return self.oldest_kernel if host_network is HostNetwork.IGNORE else self.oldest_kernel_for_host_network
+
+
+def kernel_words(version: tuple[int, int]) -> str:
+    """A version as people write it."""
+    return ".".join(map(str, version))
+
+
 class Dataplane(Protocol):
     """One way to redirect. Methods block (they run programs or talk netlink): call them off the event loop.
 
@@ -91,6 +123,7 @@ class Dataplane(Protocol):
     """
 
     name: str
+    traits: ClassVar[Traits]
 
     def install(self, wanted: WantedState) -> None:
         """Bring the kernel to the wanted state: atomic, idempotent, and never without redirect in between."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from kiam.dataplane.cgroups import GONE
 from kiam.dataplane.contract import Condition, Inspection, WantedState
-from kiam.dataplane.registry import DATAPLANES, load_dataplane
+from kiam.dataplane.registry import DATAPLANES, load_dataplane, recommended, traits_of
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern, IptablesBackend
 from kiam.netfilter.model import Table
@@ -26,15 +26,16 @@ AUTO = "auto"
 """Verify the dataplane that is found, or the rule made by hand where none is."""
 PORTS = (8181, 3100)
 """Where an agent listens unless told otherwise: the chart's default, and the flag's."""
-RECOMMENDED = ("nftables", "iptables")
-"""With nothing installed: what docs/dataplanes.md says to take, the first that works here."""
-BY_NAMESPACE = frozenset({"ebpf"})
-"""Dataplanes that tell pods by their network namespace, so that the interface pattern plays no part."""
 
 Given = Mapping[str, Any]
 """The flags a person gave, by the names of WantedState's fields; those not given are not there."""
 Pong = Callable[[IPv4Address, int], bool]
 """Whether a kiam agent answers there."""
+
+
+def by_interface(name: str) -> bool:
+    """Whether the interface pattern plays a part for that dataplane, or for a rule made by hand."""
+    return name not in DATAPLANES or traits_of(name).by_interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _installed(
         return Subject(name, wanted, _target(wanted, name, node), present=True)
     if installed.iptables_backend is node.backend:
         installed = replace(installed, iptables_backend=IptablesBackend.AUTO)
-    wanted = replace(installed, **{**given, **({"interface": EVERY_INTERFACE} if name in BY_NAMESPACE else {})})
+    wanted = replace(installed, **{**given, **({"interface": EVERY_INTERFACE} if not by_interface(name) else {})})
     if requested not in (AUTO, name):
         difference = f"{name} is installed, you asked about {_called(requested)}"
         return Subject(name, installed, _target(installed, name, node), present=True, difference=difference)
@@ -188,8 +189,9 @@ def _named(state: WantedState, fields: set[str]) -> str:
 
 
 def _recommended(asked: Mapping[str, Asked]) -> str:
-    working = [name for name in RECOMMENDED if name in asked and not asked[name].error]
-    return working[0] if working else RECOMMENDED[0]
+    # What docs/dataplanes.md says to take, the first that works here.
+    names = recommended()
+    return next((name for name in names if name in asked and not asked[name].error), names[0])
 
 
 def _guess(given: Given, node: Node, pong: Pong) -> WantedState:
@@ -213,7 +215,7 @@ def _target(wanted: WantedState, name: str, node: Node) -> WantedState:
     if host6 is not None and not usable(host6):
         host6 = own_address6()
     pattern = wanted.interface
-    if name not in BY_NAMESPACE:
+    if by_interface(name):
         pattern = recommended_pattern(node.interfaces, pattern, node.uplinks)
     agent = None if wanted.agent_cgroup == GONE else wanted.agent_cgroup
     return replace(wanted, host_address=host, host_address6=host6, interface=pattern, agent_cgroup=agent)

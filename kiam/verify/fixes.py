@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.registry import documented
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from kiam.netfilter.model import Rule, Table, drop_table_option
@@ -91,7 +92,7 @@ class Fixes:
 
     def install_with_drops(self) -> Fix:
         """As install; where the rule was made by hand, the dataplane that adds the drops to it."""
-        return self.with_dataplane("iptables").install() if self.dataplane == BY_HAND else self.install()
+        return self.with_dataplane(documented()).install() if self.dataplane == BY_HAND else self.install()
 
     def insert_command(self) -> str:
         """Puts the documented rule at the head of PREROUTING."""

@@ -22,7 +22,7 @@ from kiam.verify.checks.interfaces import Interface, check_interfaces, pod_inter
 from kiam.verify.checks.precedence import check_firewall, check_precedence
 from kiam.verify.checks.programs import check_programs, check_unreadable, read_programs
 from kiam.verify.checks.redirect import check_redirect
-from kiam.verify.discovery import AUTO, BY_NAMESPACE, Asked, Given, Node, Subject, ask, ask_all, discover
+from kiam.verify.discovery import AUTO, Asked, Given, Node, Subject, ask, ask_all, by_interface, discover
 from kiam.verify.fix import Fix, FixKind
 from kiam.verify.fixes import BY_HAND, Fixes, verify_with_rights
 from kiam.verify.live.place import pods_cgroup, top
@@ -61,7 +61,7 @@ def verify(given: Given, settings: VerifySettings) -> Iterator[CheckResult]:
     yield from check_rules(snapshot, subject, fixes, _lines_of_ours(asked))
     yield from check_bpf()
     yield from check_classifiers(read_classifiers([packet.interface for packet in samples_there(snapshot, wanted)]))
-    by_namespace = subject.dataplane in BY_NAMESPACE
+    by_namespace = not by_interface(subject.dataplane)
     yield from check_interfaces(snapshot.interfaces, wanted.interface, snapshot.uplinks, fixes, by_namespace)
     yield prerequisites.check_addresses(wanted, fixes)
     yield prerequisites.check_forwarding()
@@ -105,7 +105,7 @@ def check_rules(snapshot: Snapshot, subject: Subject, fixes: Fixes, ours: frozen
         )
         for one in snapshot.unread
     ]
-    if subject.dataplane not in BY_NAMESPACE:
+    if by_interface(subject.dataplane):
         results += check_redirect(snapshot.tables, packets, wanted, fixes, ours)
         results += check_precedence(snapshot.tables, packets, wanted, fixes)
     results += check_firewall(snapshot.tables, packets, wanted)

@@ -6,6 +6,7 @@ tests call the same functions and compare.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 
 from kiam import __version__
+from kiam.dataplane.registry import DATAPLANES
 from tests.deploy.chart import CHART, GIVEN_CERTIFICATES, ROOT, Manifest, Values, at, identity, manifests, merged
 
 README = CHART / "README.md"
@@ -22,7 +24,7 @@ DOCUMENTATION = "# -- "
 
 MANIFESTS = ROOT / "deploy" / "manifests"
 HEADER = "# Made from the chart by make manifests: change deploy/helm/kiam and run that.\n"
-DATAPLANES = ("iptables", "nftables", "ebpf")
+SCHEMA = CHART / "values.schema.json"
 
 
 # ---- the table
@@ -68,6 +70,16 @@ def readme() -> str:
     """The chart's README with today's table in it."""
     before, _, rest = README.read_text().partition(TABLE_BEGINS)
     return f"{before}{TABLE_BEGINS}\n\n{table()}\n\n{TABLE_ENDS}{rest.partition(TABLE_ENDS)[2]}"
+
+
+# ---- the schema
+
+
+def schema() -> str:
+    """The schema with today's dataplanes in it."""
+    document = json.loads(SCHEMA.read_text())
+    document["properties"]["agent"]["properties"]["dataplane"]["enum"] = ["none", *DATAPLANES]
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 # ---- the manifests
@@ -146,6 +158,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["docs"]:
             README.write_text(readme())
+            SCHEMA.write_text(schema())
         case ["manifests"]:
             write_manifests()
         case _:

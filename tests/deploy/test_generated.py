@@ -10,8 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from kiam.dataplane.registry import DATAPLANES
 from tests.deploy.chart import ROOT, Manifest, containers, identity
-from tests.deploy.generate import DATAPLANES, MANIFESTS, README, TABLE_BEGINS, parameters, plain_manifests, readme
+from tests.deploy.generate import MANIFESTS, README, TABLE_BEGINS, parameters, plain_manifests, readme
 from tests.deploy.test_commands import commands, parsed
 
 NEEDS_KUBECTL = "kubectl is not installed: it is what builds a kustomization"

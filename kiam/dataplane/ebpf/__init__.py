@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from kiam.dataplane.addresses import check_addresses
-from kiam.dataplane.contract import Condition, Counters, Inspection, WantedState
+from kiam.dataplane.contract import Condition, Counters, Inspection, Traits, WantedState
 from kiam.dataplane.ebpf import bpf, node, uplink
 from kiam.dataplane.ebpf.guard import TABLE, Guard
 from kiam.dataplane.ebpf.hooks import Attachment, detach_all, find_ours, open_cgroup, open_maps
@@ -36,6 +36,15 @@ class EbpfDataplane:
     """
 
     name = "ebpf"
+    traits = Traits(
+        tells_pods_by="network namespace",
+        needs="bcc to compile the programs, or the image, which has them; `nft` for its guard",
+        rights="privileged",
+        oldest_kernel=node.OLDEST_KERNEL,
+        oldest_kernel_for_host_network=node.OLDEST_KERNEL,
+        why_these_kernels="the getpeername hooks came with 5.8",
+        by_interface=False,
+    )
 
     def __init__(self, cgroup: Path | None = None) -> None:
         """``cgroup``: attach there instead of to the hierarchy's root; processes outside it are not redirected."""

@@ -18,7 +18,7 @@ from kiam.dataplane.cgroups import (
     own_pod_cgroup,
     require_pod_cgroups,
 )
-from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.contract import HostNetwork, WantedState, kernel_words
 from kiam.dataplane.ebpf.state import MAX_FORWARD, MAX_POD_CGROUPS, CgroupPlace, Config, source_digest
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern
@@ -26,7 +26,7 @@ from kiam.netfilter.interfaces import InterfacePattern
 CGROUP_VARIABLE = "KIAM_EBPF_CGROUP"
 """Names a cgroup to attach to instead of the root of the hierarchy: only processes below it are redirected."""
 
-OLDEST_KERNEL = "5.8"
+OLDEST_KERNEL = (5, 8)
 """First with the getpeername hooks; network namespace cookies came in 5.7, replacing one program of many in 5.6."""
 
 _SO_NETNS_COOKIE = 71
@@ -55,8 +55,8 @@ def require_capabilities() -> None:
 def kernel_lacks(what: str) -> UserError:
     """The error for a kernel that refused something the dataplane can't do without."""
     return UserError(
-        f"kernel {platform.release()} refused {what}: the eBPF dataplane needs Linux {OLDEST_KERNEL} or newer with "
-        "CONFIG_CGROUP_BPF; use --dataplane=nftables or iptables here"
+        f"kernel {platform.release()} refused {what}: the eBPF dataplane needs Linux {kernel_words(OLDEST_KERNEL)} "
+        "or newer with CONFIG_CGROUP_BPF; use --dataplane=nftables or iptables here"
     )
 
 

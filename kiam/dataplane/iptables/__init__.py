@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from kiam.dataplane.addresses import check_addresses, is_local
 from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
-from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.iptables.programs import (
     Programs,
@@ -85,6 +85,16 @@ class IptablesDataplane:
     """Redirects with a rule in nat PREROUTING; see :class:`kiam.dataplane.Dataplane` for the methods' contract."""
 
     name = "iptables"
+    traits = Traits(
+        tells_pods_by="interface name",
+        needs="`iptables`, `ip6tables`; for pods on the host network `nft` as well",
+        rights="NET_ADMIN, NET_RAW",
+        oldest_kernel=(3, 10),
+        oldest_kernel_for_host_network=(4, 15),
+        why_these_kernels="any with the nat, mangle and conntrack modules; kubelet's cgroup2 came with 4.15",
+        documented_rule=True,
+        rank=1,
+    )
 
     def install(self, wanted: WantedState) -> None:
         """Bring the rules to the wanted state, in the chosen backend, and take ours out of the other one.

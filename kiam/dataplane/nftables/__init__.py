@@ -14,7 +14,7 @@ from typing import Any
 
 from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
-from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, WantedState
+from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.nftables.readback import read_back
 from kiam.dataplane.nftables.rules import (
@@ -112,6 +112,15 @@ class NftablesDataplane:
     """Redirects with a table of its own; see :class:`kiam.dataplane.Dataplane` for the methods' contract."""
 
     name = "nftables"
+    traits = Traits(
+        tells_pods_by="interface name",
+        needs="`nft`",
+        rights="NET_ADMIN",
+        oldest_kernel=(5, 9),
+        oldest_kernel_for_host_network=(5, 13),
+        why_these_kernels="a reset from prerouting came with 5.9, `socket cgroupv2` with 5.13 (and nftables 0.9.9)",
+        rank=2,
+    )
 
     def install(self, wanted: WantedState) -> None:
         """Bring the table to the wanted state, in one transaction; nothing is written if it is there already."""

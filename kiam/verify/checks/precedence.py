@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kiam.dataplane.contract import WantedState
+from kiam.dataplane.registry import documented
 from kiam.netfilter.model import Action, Chain, Table, Tri
 from kiam.netfilter.packets import Packet
 from kiam.netfilter.walk import Hit, base_chains, hits_at, walk
@@ -97,7 +98,7 @@ def _report(hit: Hit, tables: Sequence[Table], packet: Packet, wanted: WantedSta
 
 def _fix(hit: Hit, fixes: Fixes) -> Fix:
     in_the_same_table = hit.base.kind == "nat" and hit.table.tool == fixes.iptables
-    if fixes.dataplane in {"iptables", BY_HAND} and in_the_same_table:
+    if fixes.dataplane in {documented(), BY_HAND} and in_the_same_table:
         # To the head of the chain. By hand that is a second copy; the one further down is harmless, and deleting it
         # first would leave a gap.
         return fixes.install()

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.contract import WantedState, kernel_words
+from kiam.dataplane.registry import DATAPLANES, documented, traits_of
 from kiam.verify.fix import Fix, FixKind
 from kiam.verify.fixes import Fixes
 from kiam.verify.node import usable
@@ -16,10 +17,6 @@ from kiam.verify.results import CheckResult, failed, passed, skipped, warned
 
 SYSCTL = Path("/proc/sys/net")
 SHOW_FORWARDING = Fix(FixKind.SHOW_FORWARDING, "sysctl net.ipv4.ip_forward")
-OLDEST_KERNELS = {"iptables": (3, 10), "nftables": (5, 2), "ebpf": (5, 8)}
-"""The oldest Linux each dataplane works with: nat chains of inet tables came in 5.2, getpeername hooks in 5.8."""
-OLDEST_FOR_HOST_NETWORK = {"iptables": (4, 15), "nftables": (5, 13), "ebpf": (5, 8)}
-"""With ``--host-network`` other than ignore: nftables' ``socket cgroupv2`` came in 5.13."""
 
 
 def check_addresses(wanted: WantedState, fixes: Fixes) -> CheckResult:
@@ -89,11 +86,11 @@ def check_kernel(wanted: WantedState, fixes: Fixes, release: str | None = None) 
     """Whether the kernel is new enough; whether it has what is needed built in shows in the installed state."""
     check = "kernel"
     release = platform.release() if release is None else release
-    table = OLDEST_KERNELS if wanted.host_network is HostNetwork.IGNORE else OLDEST_FOR_HOST_NETWORK
-    oldest = table.get(fixes.dataplane, OLDEST_KERNELS["iptables"])
-    needed = ".".join(map(str, oldest))
-    what = fixes.dataplane if fixes.dataplane in table else "a rule made by hand"
+    known = fixes.dataplane in DATAPLANES
+    oldest = traits_of(fixes.dataplane if known else documented()).needed_kernel(wanted.host_network)
+    needed = kernel_words(oldest)
+    what = fixes.dataplane if known else "a rule made by hand"
     if kernel_version(release) >= oldest:
         return passed(check, f"Linux {release}; {what} needs {needed}")
     seen = f"Linux {release} is older than {needed}, which {what} needs"
-    return failed(check, seen, fixes.with_dataplane("iptables").install_changed())
+    return failed(check, seen, fixes.with_dataplane(documented()).install_changed())

@@ -34,8 +34,8 @@ def test_kernel_versions_are_read(release: str, version: tuple[int, int]) -> Non
     [
         ("ebpf", "5.7.1", HostNetwork.IGNORE, Status.FAIL),
         ("ebpf", "5.8.0", HostNetwork.IGNORE, Status.PASS),
-        ("nftables", "5.1", HostNetwork.IGNORE, Status.FAIL),
-        ("nftables", "5.2", HostNetwork.IGNORE, Status.PASS),
+        ("nftables", "5.8", HostNetwork.IGNORE, Status.FAIL),
+        ("nftables", "5.9", HostNetwork.IGNORE, Status.PASS),
         ("nftables", "5.10", HostNetwork.DENY, Status.FAIL),
         ("nftables", "5.13", HostNetwork.REDIRECT, Status.PASS),
         ("iptables", "4.4", HostNetwork.IGNORE, Status.PASS),
