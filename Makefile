@@ -25,8 +25,8 @@ endef
 
 setup: $(VENV)/.ready
 
-# bcc's and libnftables' bindings come with Debian's python3 and nowhere else, so the environment is made from that
-# python3 and those two packages (and no others) are linked into it.
+# bcc's binding comes with Debian's python3 and nowhere else, so the environment is made from that python3, and that
+# package (and no other) is linked into it.
 $(VENV)/.ready: pyproject.toml requirements.lock packages.txt
 	$(call install-missing,$(PACKAGES))
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
@@ -34,7 +34,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock packages.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	for binding in bcc nftables; do ln -sfn $(DIST)/$$binding $$site/$$binding; done
+	ln -sfn $(DIST)/bcc $$site/bcc
 	@# helm-python-sdk's wheel can't hold symlinks, and brings one library of 81 MB under three names.
 	@cd $(VENV)/lib/python3.*/site-packages/helm_python/lib && real=$$(ls libhelm_c.so.*.*.*) && \
 	  ln -f "$$real" libhelm_c.so.0 && ln -f "$$real" libhelm_c.so

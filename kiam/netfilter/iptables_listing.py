@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -26,6 +25,7 @@ from kiam.netfilter.model import (
     Table,
     Undecided,
 )
+from kiam.netfilter.xtables import saved_lines, split_words, without_counters
 
 HOOKS: dict[tuple[str, str], tuple[str, str, int]] = {
     ("raw", "PREROUTING"): ("prerouting", "filter", -300),
@@ -79,23 +79,22 @@ def parse_iptables_save(text: str, tool: str) -> list[Table]:
 
 def _tables(text: str, tool: str) -> list[Table]:
     family = "ip6" if tool.startswith("ip6") else "ip"
-    tables: list[Table] = []
+    tables: dict[str, tuple[dict[str, str], dict[str, list[Rule]]]] = {}
     policies: dict[str, str] = {}
     rules: dict[str, list[Rule]] = defaultdict(list)
-    name = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            name, policies, rules = line[1:].strip(), {}, defaultdict(list)
-        elif line.startswith(":"):
-            chain, policy, *_ = line[1:].split()
-            policies[chain] = policy
-        elif line.startswith("-A "):
-            chain = line.split(" ", 2)[1]
-            rules[chain].append(parse_rule(line, len(rules[chain]) + 1))
-        elif line.startswith("COMMIT"):
-            chains = {chain: _chain(name, chain, policy, rules[chain]) for chain, policy in policies.items()}
-            tables.append(Table(tool, family, name, chains))
-    return tables
+    for kind, name, rest in saved_lines(text):
+        if kind == "table":
+            policies, rules = tables.setdefault(name, ({}, defaultdict(list)))
+        elif kind == "chain":
+            policies[name] = rest
+        else:
+            rules[name].append(parse_rule(rest, len(rules[name]) + 1))
+    return [
+        Table(
+            tool, family, table, {name: _chain(table, name, policy, rules[name]) for name, policy in policies.items()}
+        )
+        for table, (policies, rules) in tables.items()
+    ]
 
 
 def _chain(table: str, name: str, policy: str, rules: Sequence[Rule]) -> Chain:
@@ -104,9 +103,9 @@ def _chain(table: str, name: str, policy: str, rules: Sequence[Rule]) -> Chain:
 
 
 def parse_rule(line: str, position: int = 1) -> Rule:
-    """One ``-A CHAIN ...`` line."""
-    words = shlex.split(line)
-    chain, words = words[1], words[2:]
+    """One ``-A CHAIN ...`` line, with or without counters in front."""
+    line = without_counters(line)
+    chain, words = (found := split_words(line))[1], list(found[2:])
     conditions: list[Condition] = []
     while words:
         option, negated, values, words = _next_option(words)
@@ -129,7 +128,7 @@ def _next_option(words: Sequence[str]) -> tuple[str, bool, list[str], list[str]]
     if option in {"-j", "--jump", "-g", "--goto"}:
         return option, False, rest, []
     values: list[str] = []
-    # A comment may begin with a dash; it is always exactly one word after shlex.
+    # A comment may begin with a dash; it is always exactly one word, quoted or not.
     while rest and ((option == "--comment" and not values) or not (rest[0].startswith("-") or rest[0] == "!")):
         values.append(rest.pop(0))
     return option, negated, values, rest

@@ -16,6 +16,8 @@ from kiam.errors import UserError
 
 Json = dict[str, Any]
 
+PACKAGE = "nftables"
+"""Of the distribution, in which the program is."""
 MISSING = "the program nft is missing"
 INSTALL = "install the package nftables on the node or in the image (apt-get or dnf install nftables)"
 
@@ -57,7 +59,7 @@ def list_table(family: str, name: str) -> Answer:
 
 def list_table_text(family: str, name: str) -> str:
     """The same as people read it; empty where there is none."""
-    return _start(["list", "table", family, name]).stdout
+    return _start(["--numeric-priority", "list", "table", family, name]).stdout
 
 
 def list_ruleset() -> Answer:

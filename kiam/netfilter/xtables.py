@@ -118,6 +118,11 @@ class SavedRules(Sequence[Rule]):
         return self._rules[index]
 
 
+def without_counters(line: str) -> str:
+    """A rule's line without ``[packets:bytes]`` in front."""
+    return _COUNTERS.sub("", line, count=1) if line.startswith("[") else line
+
+
 def _parse_line(chain: str, line: str) -> Rule:
     counted = _COUNTERS.match(line)
     text = line[counted.end() :] if counted else line
@@ -132,24 +137,34 @@ def _parse_line(chain: str, line: str) -> Rule:
     return Rule(chain, words, packets, size)
 
 
+def saved_lines(text: str) -> Iterator[tuple[str, str, str]]:
+    """What iptables-save prints, line by line, with or without ``--counters``; lines of no meaning are left out.
+
+    ``("table", name, "")``, ``("chain", name, policy)``, ``("rule", chain, the line)``.
+    """
+    for line in text.splitlines():
+        if line.startswith("*"):
+            yield "table", line[1:].strip(), ""
+        elif line.startswith(":"):
+            name, policy, *_ = [*line[1:].split(" "), ""]
+            yield "chain", name, policy
+        elif (start := line.find("-A ")) == 0 or (start > 0 and line.startswith("[")):
+            yield "rule", line[start + 3 :].split(" ", 1)[0], line
+
+
 def parse_save(text: str) -> dict[str, dict[str, SavedRules]]:
     """Read the output of ``iptables-save``, with or without ``--counters``. Lines it doesn't know are skipped."""
     ruleset: dict[str, dict[str, SavedRules]] = {}
     table: dict[str, SavedRules] = {}
-
-    def chain_of(name: str) -> SavedRules:
-        found = table.get(name)
-        if found is None:
-            found = table[name] = SavedRules(name)
-        return found
-
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = ruleset.setdefault(line[1:].strip(), {})
-        elif line.startswith(":"):
-            chain_of(line[1:].split(" ", 1)[0])
-        elif (start := line.find("-A ")) == 0 or (start > 0 and line.startswith("[")):
-            chain_of(line[start + 3 :].split(" ", 1)[0]).add(line)
+    for kind, name, rest in saved_lines(text):
+        if kind == "table":
+            table = ruleset.setdefault(name, {})
+            continue
+        chain = table.get(name)
+        if chain is None:
+            chain = table[name] = SavedRules(name)
+        if kind == "rule":
+            chain.add(rest)
     return ruleset
 
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 
 from kiam.dataplane.addresses import is_local
 from kiam.dataplane.contract import WantedState
-from kiam.dataplane.iptables.programs import detect_backend
+from kiam.dataplane.iptables.backend import detect_backend
 from kiam.errors import ErrorKind, UserError
 from kiam.metadata import METADATA_IPV4
 from kiam.netfilter.interfaces import IptablesBackend

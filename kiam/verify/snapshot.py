@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +15,19 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kiam.errors import ErrorKind, UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
+from kiam.netfilter import nft
+from kiam.netfilter.interfaces import IptablesBackend
+from kiam.netfilter.iptables import PACKAGE, has_legacy_tables, require_programs, tool_name
 from kiam.netfilter.iptables_listing import parse_iptables_save
 from kiam.netfilter.model import Table
+from kiam.netfilter.nft import Json
 from kiam.netfilter.nft_listing import parse_nft_ruleset
 from kiam.verify.checks.interfaces import Interface
 
-IPTABLES = ("iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy")
 CAP_NET_ADMIN = 12
 """linux/capability.h."""
 IFF_LOWER_UP = 0x10000
 """The interface has a carrier, linux/if.h."""
-NET = Path("/proc/thread-self/net")
-"""Of the calling thread's network namespace, which /proc/net isn't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,51 +70,29 @@ def take_snapshot() -> Snapshot:
     require_net_admin()
     tables: list[Table] = []
     unread: list[Unread] = []
-    for tool in IPTABLES:
-        if tool.endswith("legacy") and not _legacy_in_use(tool):
-            continue
-        try:
-            tables += parse_iptables_save(_save(tool), tool)
-        except (OSError, RuntimeError, ValueError) as error:
-            unread.append(Unread(tool, str(error), "iptables"))
+    for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY):
+        for ipv6 in (False, True):
+            # Asking iptables-legacy would load its modules where they aren't; without them it can hold no rules.
+            if backend is IptablesBackend.LEGACY and not has_legacy_tables(ipv6):
+                continue
+            tool = tool_name(backend, ipv6)
+            try:
+                tables += parse_iptables_save(require_programs(backend, ipv6).save_text(), tool)
+            except (UserError, ValueError) as error:
+                unread.append(Unread(tool, str(error), PACKAGE))
     try:
         tables += parse_nft_ruleset(_nft_ruleset())
-    except (OSError, RuntimeError, ValueError) as error:
-        unread.append(Unread("nft", str(error), "python3-nftables"))
+    except (UserError, ValueError) as error:
+        unread.append(Unread("nft", str(error), nft.PACKAGE))
     interfaces, uplinks, way_out = read_interfaces()
     return Snapshot(tables, interfaces, uplinks, unread, way_out)
 
 
-def _legacy_in_use(tool: str) -> bool:
-    # Asking iptables-legacy would load its modules where they aren't; without them it can hold no rules.
-    names = "ip6_tables_names" if tool.startswith("ip6") else "ip_tables_names"
-    try:
-        return bool((NET / names).read_text().strip())
-    except OSError:
-        return False
-
-
-def _save(tool: str) -> str:
-    if shutil.which(f"{tool}-save") is None:
-        raise RuntimeError(f"{tool}-save isn't installed")
-    done = subprocess.run([f"{tool}-save"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit {done.returncode}")
-    return done.stdout
-
-
-def _nft_ruleset() -> dict[str, Any]:
-    try:
-        from nftables import Nftables
-    except ImportError:
-        raise RuntimeError("libnftables' Python binding (python3-nftables) isn't installed") from None
-    nft = Nftables()
-    nft.set_json_output(True)
-    nft.set_handle_output(True)
-    code, output, error = nft.json_cmd({"nftables": [{"list": {"ruleset": None}}]})
-    if code:
-        raise RuntimeError(str(error).strip().splitlines()[0] if str(error).strip() else f"error {code}")
-    return dict(output) if isinstance(output, dict) else {}
+def _nft_ruleset() -> Json:
+    answer = nft.list_ruleset()
+    if answer.status:
+        raise UserError(answer.said.strip().partition("\n")[0] or f"nft ended with {answer.status}")
+    return answer.output
 
 
 def read_interfaces() -> tuple[list[Interface], list[str], str]:

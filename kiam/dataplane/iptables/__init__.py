@@ -14,15 +14,7 @@ from kiam.dataplane.addresses import check_addresses, is_local
 from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
-from kiam.dataplane.iptables.programs import (
-    Programs,
-    RulesChangedError,
-    detect_backend,
-    find_programs,
-    has_ipv6,
-    has_legacy_tables,
-    require_programs,
-)
+from kiam.dataplane.iptables.backend import count_ours, detect_backend
 from kiam.dataplane.iptables.readback import read_back
 from kiam.dataplane.iptables.rules import (
     TABLES,
@@ -41,6 +33,15 @@ from kiam.dataplane.iptables.rules import (
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter.interfaces import IptablesBackend
+from kiam.netfilter.iptables import (
+    Programs,
+    RulesChangedError,
+    find_programs,
+    has_ipv6,
+    has_legacy_tables,
+    require_programs,
+    tool_name,
+)
 from kiam.netfilter.xtables import Ruleset, Table
 
 EGRESS = EgressGuard("kiam_iptables")
@@ -76,7 +77,7 @@ def _save(programs: Programs) -> Ruleset:
 
 def _all_programs() -> Iterator[Programs]:
     for backend in _BACKENDS:
-        for ipv6 in _families():
+        for ipv6 in reversed(_families()):
             if programs := find_programs(backend, ipv6):
                 yield programs
 
@@ -166,7 +167,7 @@ class IptablesDataplane:
         for programs in _all_programs():
             if programs.backend is IptablesBackend.LEGACY and not has_legacy_tables(programs.ipv6):
                 continue
-            ruleset = programs.count()
+            ruleset = count_ours(programs)
             redirects += redirects_counted(ruleset)
             for reason, count in drops_counted(ruleset).items():
                 drops[reason] = drops.get(reason, 0) + count
@@ -257,7 +258,7 @@ def _halves(tables_of: Mapping[tuple[IptablesBackend, bool], Sequence[str]]) -> 
     """Which part of a backend is missing where another is there: an install that was cut off, or somebody's flush."""
     for backend in {backend for (backend, _), tables in tables_of.items() if tables}:
         for ipv6 in _families():
-            program = f"{'ip6tables' if ipv6 else 'iptables'}-{backend}"
+            program = tool_name(backend, ipv6)
             tables = tables_of.get((backend, ipv6))
             if tables is None:
                 yield f"{program} isn't installed, so that half can't be looked at, nor be in"

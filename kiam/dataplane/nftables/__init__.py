@@ -1,16 +1,12 @@
-"""The nftables dataplane: one own table, exchanged in one transaction through libnftables.
+"""The nftables dataplane: one own table, exchanged in one transaction.
 
 What the table holds is in :mod:`kiam.dataplane.nftables.rules`; this module reads, decides and writes.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
@@ -23,47 +19,20 @@ from kiam.dataplane.nftables.rules import (
     REDIRECTS,
     TABLE,
     Json,
-    Transaction,
     differences,
-    install_transaction,
+    install_script,
     read_counters,
     read_listing,
     wanted_chains,
 )
 from kiam.errors import UserError
+from kiam.netfilter import nft
 
-_PACKAGES = "install the package python3-nftables on the node or in the image (apt-get or dnf install python3-nftables)"
-_HIGHEST_DESCRIPTOR = 1000
-"""A little below FD_SETSIZE (1024), sys/select.h."""
 EGRESS = EgressGuard("kiam")
-_LIST: Json = {"list": {"table": {"family": FAMILY, "name": TABLE}}}
-
-
-def _require_low_descriptor() -> None:
-    # libnftables waits with select(), which aborts the process for a descriptor above FD_SETSIZE; any pod could have
-    # the agent hold that many connections. A new descriptor is the lowest free one, so a file tells; some are left over
-    # for other threads.
-    with Path(os.devnull).open("rb") as probe:
-        if probe.fileno() >= _HIGHEST_DESCRIPTOR:
-            raise UserError("libnftables can't be asked while this process has 1,000 files and connections open")
-
-
-def _context() -> Any:
-    _require_low_descriptor()
-    # A new one each time: a context's netlink socket stays in the network namespace of the thread that made it.
-    try:
-        context = import_module("nftables").Nftables()
-    except ImportError as error:
-        raise UserError(f"Python's binding of libnftables isn't installed: {_PACKAGES}") from error
-    except OSError as error:
-        raise UserError(f"libnftables can't be loaded ({error}): {_PACKAGES}") from error
-    context.set_json_output(True)
-    context.set_numeric_prio_output(True)
-    return context
 
 
 def failure(said: str, with_cgroups: bool = False) -> UserError:
-    """One line for what libnftables complained of, with what to do about it.
+    """One line for what nft complained of, with what to do about it.
 
     ``with_cgroups``: the rules matched cgroups, which older kernels can't.
     """
@@ -76,7 +45,7 @@ def failure(said: str, with_cgroups: bool = False) -> UserError:
         )
     if "cgroupv2" in said or (with_cgroups and "not supported" in said):
         return UserError(
-            "this kernel or libnftables can't match cgroups (Linux 5.13 and nftables 0.9.9 can, with the module "
+            "this kernel or nft can't match cgroups (Linux 5.13 and nftables 0.9.9 can, with the module "
             f"nft_socket): use --host-network=ignore or --dataplane=ebpf ({line})"
         )
     if re.search(r"No such file or directory|not supported|Protocol not available", said):
@@ -89,23 +58,18 @@ def failure(said: str, with_cgroups: bool = False) -> UserError:
 
 def _list_table() -> Json | None:
     """Our table with all in it; None where there is none."""
-    status, output, said = _context().json_cmd({"nftables": [_LIST]})
-    if status == 0:
-        listing: Json = output
-        return listing
-    if "No such file or directory" in said:
+    answer = nft.list_table(FAMILY, TABLE)
+    if answer.status == 0:
+        return answer.output
+    if "No such file or directory" in answer.said:
         return None
-    raise failure(said)
+    raise failure(answer.said)
 
 
-def _apply(transaction: Transaction) -> None:
-    context = _context()
-    if transaction.settable:
-        status, _, said = context.json_cmd({"nftables": list(transaction.json)})
-    else:
-        status, _, said = context.cmd(transaction.text)
-    if status:
-        raise failure(said, with_cgroups=not transaction.settable)
+def _apply(script: str) -> None:
+    answer = nft.run_text(script)
+    if answer.status:
+        raise failure(answer.said, with_cgroups="cgroupv2" in script)
 
 
 class NftablesDataplane:
@@ -132,7 +96,7 @@ class NftablesDataplane:
             listing = _list_table() or {}
             listed = read_listing(listing)
             if differences(chains, listed, read_counters(listing)):
-                _apply(install_transaction(chains, listed))
+                _apply(install_script(chains, listed))
 
         _where_cgroups_are_found(wanted, install)
         EGRESS.install(wanted)
@@ -142,11 +106,8 @@ class NftablesDataplane:
         EGRESS.remove()
         if _list_table() is None:
             return
-        key = {"family": FAMILY, "name": TABLE}
         # Adding first makes the deletion of a table that has gone meanwhile succeed.
-        status, _, said = _context().json_cmd({"nftables": [{"add": {"table": key}}, {"delete": {"table": key}}]})
-        if status:
-            raise failure(said)
+        _apply(f"add table {FAMILY} {TABLE}\ndelete table {FAMILY} {TABLE}")
 
     def inspect(self, wanted: WantedState | None = None) -> Inspection:
         """Compare the table with the wanted state."""
@@ -170,12 +131,8 @@ class NftablesDataplane:
 
 
 def _list_text() -> tuple[str, ...]:
-    context = _context()
-    context.set_json_output(False)
-    status, output, said = context.cmd(f"list table {FAMILY} {TABLE}")
-    if status:
-        raise failure(said)
-    return tuple(line.strip() for line in output.splitlines() if line.strip() not in ("", "}"))
+    text = nft.list_table_text(FAMILY, TABLE)
+    return tuple(line.strip() for line in text.splitlines() if line.strip() not in ("", "}"))
 
 
 def _where_cgroups_are_found(wanted: WantedState, work: Callable[[], None]) -> None:

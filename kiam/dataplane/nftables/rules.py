@@ -30,7 +30,6 @@ Json = dict[str, Any]
 
 FAMILY = "inet"
 TABLE = "kiam"
-TABLE_KEY: Json = {"family": FAMILY, "table": TABLE}
 
 REDIRECT_PRIORITY = -110
 """Ahead of dstnat (-100), behind conntrack (-200), without which there is no translation."""
@@ -42,17 +41,15 @@ DROP_REASONS = ("bypass", "other-port", "other-protocol", "other-interface", "ip
 COUNTERS = (REDIRECTS, *DROP_REASONS)
 
 NFT_CGROUP_ROOT = Path("/sys/fs/cgroup")
-"""What libnftables puts before a cgroup's path to find its number (src/datatype.c, SYSFS_CGROUPSV2_PATH)."""
+"""What nft puts before a cgroup's path to find its number (src/datatype.c, SYSFS_CGROUPSV2_PATH)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One expression of a rule: as libnftables' JSON has it, and as ``nft`` writes it."""
+    """One expression of a rule: as nft lists it in JSON, and as it is written."""
 
     json: Json
     text: str
-    settable: bool = True
-    """Whether libnftables takes the JSON form. ``socket cgroupv2`` it lists, without its level, but refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +121,7 @@ def _translate(address: IPv4Address | IPv6Address, port: int) -> Part:
 def _in_cgroup(cgroup: Cgroup) -> Part:
     path = os.path.relpath(cgroup.path, NFT_CGROUP_ROOT)
     match = {"match": {"op": "==", "left": {"socket": {"key": "cgroupv2"}}, "right": path}}
-    return Part(match, f'socket cgroupv2 level {cgroup.level} "{path}"', settable=False)
+    return Part(match, f'socket cgroupv2 level {cgroup.level} "{path}"')
 
 
 def _cgroup_comment(cgroup: Cgroup) -> str:
@@ -246,7 +243,7 @@ class ListedChain:
 
 
 def read_listing(listing: Json) -> dict[str, ListedChain]:
-    """The chains in what libnftables lists of our table as JSON."""
+    """The chains in what nft lists of our table as JSON."""
     chains: dict[str, Json] = {}
     rules: dict[str, list[tuple[Sequence[Json], str | None]]] = {}
     for entry in listing.get("nftables", ()):
@@ -258,7 +255,7 @@ def read_listing(listing: Json) -> dict[str, ListedChain]:
 
 
 def read_counters(listing: Json) -> dict[str, int]:
-    """Packets of each named counter in what libnftables lists of our table."""
+    """Packets of each named counter in what nft lists of our table."""
     found = [entry["counter"] for entry in listing.get("nftables", ()) if "counter" in entry]
     return {counter["name"]: int(counter["packets"]) for counter in found}
 
@@ -298,42 +295,21 @@ def differences(chains: Sequence[NftChain], listed: Mapping[str, ListedChain], c
     return problems
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """Commands that libnftables applies all together or not at all, in both of its languages."""
-
-    json: tuple[Json, ...]
-    text: str
-    settable: bool
-    """Whether the JSON form will be taken."""
-
-
-def install_transaction(chains: Sequence[NftChain], listed: Mapping[str, ListedChain]) -> Transaction:
-    """Bring the table to what it has to hold.
+def install_script(chains: Sequence[NftChain], listed: Mapping[str, ListedChain]) -> str:
+    """Bring the table to what it has to hold: commands of nft's, which happen all together or not at all.
 
     A chain that stays is emptied and filled, not deleted: its rules are exchanged in one moment, and a chain that is
     deleted and added would be hooked twice or, for a packet under way, not at all. Adding a counter that is there keeps
-    its count.
+    its count. In nft's own language, as its JSON knows no ``socket cgroupv2``.
     """
-    json: list[Json] = [{"add": {"table": {"family": FAMILY, "name": TABLE}}}]
     lines = [f"add table {FAMILY} {TABLE}"]
-    for name in COUNTERS:
-        json.append({"add": {"counter": {**TABLE_KEY, "name": name}}})
-        lines.append(f"add counter {FAMILY} {TABLE} {name}")
+    lines += [f"add counter {FAMILY} {TABLE} {name}" for name in COUNTERS]
     wanted = {chain.name: chain for chain in chains}
     for name, present in listed.items():
         keep = name in wanted and present.properties == wanted[name].properties
-        for verb in ("flush",) if keep else ("flush", "delete"):
-            json.append({verb: {"chain": {**TABLE_KEY, "name": name}}})
-            lines.append(f"{verb} chain {FAMILY} {TABLE} {name}")
+        lines += [f"{verb} chain {FAMILY} {TABLE} {name}" for verb in (("flush",) if keep else ("flush", "delete"))]
     for chain in chains:
-        json.append({"add": {"chain": {**TABLE_KEY, "name": chain.name, **chain.properties}}})
         hook = f"type {chain.kind} hook {chain.hook} priority {chain.priority}; policy accept;"
         lines.append(f"add chain {FAMILY} {TABLE} {chain.name} {{ {hook} }}")
-        for rule in chain.rules:
-            comment = {"comment": rule.comment} if rule.comment else {}
-            expressions = [part.json for part in rule.parts]
-            json.append({"add": {"rule": {**TABLE_KEY, "chain": chain.name, "expr": expressions, **comment}}})
-            lines.append(f"add rule {FAMILY} {TABLE} {chain.name} {rule.text}")
-    settable = all(part.settable for chain in chains for rule in chain.rules for part in rule.parts)
-    return Transaction(tuple(json), "\n".join([*lines, ""]), settable)
+        lines += [f"add rule {FAMILY} {TABLE} {chain.name} {rule.text}" for rule in chain.rules]
+    return "\n".join([*lines, ""])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from kiam.dataplane.contract import WantedState, kernel_words
+from kiam.dataplane.contract import HostNetwork, WantedState, kernel_words
 from kiam.dataplane.registry import DATAPLANES, documented, traits_of
 from kiam.verify.fix import Fix, FixKind
 from kiam.verify.fixes import Fixes
@@ -71,7 +71,7 @@ def check_host_network(wanted: WantedState) -> CheckResult:
     done = "denied" if wanted.host_network is HostNetwork.DENY else "redirected"
     seen = (
         f"pods on the host network are {done}; with NET_RAW such a pod is as good as the node: what it can still send "
-        "past netfilter is in docs/dataplanes.md"
+        "past every rule is in docs/security.md"
     )
     return passed(check, seen)
 

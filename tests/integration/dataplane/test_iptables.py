@@ -211,8 +211,8 @@ def test_a_lock_that_is_held_too_long_is_one_line_that_says_whose_to_look_for(
 ) -> None:
     lock = tmp_path / "xtables.lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
-    monkeypatch.setattr("kiam.dataplane.iptables.programs.LOCK_WAIT_SECONDS", 1)
-    monkeypatch.setattr("kiam.dataplane.iptables.programs.LOCK_BUDGET_SECONDS", 0.5)
+    monkeypatch.setattr("kiam.netfilter.iptables.LOCK_WAIT_SECONDS", 1)
+    monkeypatch.setattr("kiam.netfilter.iptables.LOCK_BUDGET_SECONDS", 0.5)
     before = world.state()
     with lock.open("w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)

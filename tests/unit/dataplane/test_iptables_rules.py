@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kiam.dataplane.cgroups import Cgroup, HostPods
 from kiam.dataplane.contract import HostNetwork, WantedState
-from kiam.dataplane.iptables.programs import choose_backend, failure
+from kiam.dataplane.iptables.backend import choose_backend
 from kiam.dataplane.iptables.rules import (
     FROM_METADATA,
     HOST_NETWORK,
@@ -29,6 +29,7 @@ from kiam.dataplane.iptables.rules import (
 )
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+from kiam.netfilter.iptables import failure
 from kiam.netfilter.xtables import Rule, Ruleset, parse_save
 
 HOST = IPv4Address("10.0.0.1")

@@ -16,7 +16,7 @@ from kiam.dataplane.nftables.rules import (
     COUNTERS,
     ListedChain,
     differences,
-    install_transaction,
+    install_script,
     read_counters,
     read_listing,
     wanted_chains,
@@ -141,12 +141,6 @@ def test_another_port_cgroup_or_counter_is_told() -> None:
     assert any("cgroup 99" in line for line in found)
 
 
-def test_only_cgroups_have_to_be_written_as_text() -> None:
-    assert install_transaction(wanted_chains(WANTED, PODS), {}).settable
-    deny = WantedState(HOST, 8181, CALI, host_network=HostNetwork.DENY)
-    assert not install_transaction(wanted_chains(deny, PODS), {}).settable
-
-
 def test_chains_that_stay_are_emptied_and_others_deleted() -> None:
     chains = wanted_chains(WANTED, HostPods())
     kept = chains[0]
@@ -155,12 +149,12 @@ def test_chains_that_stay_are_emptied_and_others_deleted() -> None:
         "pods-guard": ListedChain({**chains[1].properties, "prio": 0}, ()),
         "older": ListedChain({}, ()),
     }
-    transaction = install_transaction(chains, listed)
-    assert "flush chain inet kiam pods-redirect" in transaction.text
-    assert "delete chain inet kiam pods-redirect" not in transaction.text
-    assert "delete chain inet kiam pods-guard" in transaction.text
-    assert "delete chain inet kiam older" in transaction.text
-    assert [command for entry in transaction.json for command in entry].count("delete") == 2
+    script = install_script(chains, listed)
+    assert "flush chain inet kiam pods-redirect" in script
+    assert "delete chain inet kiam pods-redirect" not in script
+    assert "delete chain inet kiam pods-guard" in script
+    assert "delete chain inet kiam older" in script
+    assert script.count("delete ") == 2
 
 
 def test_a_kernel_that_can_not_match_cgroups_is_told_apart() -> None:

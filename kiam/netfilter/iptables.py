@@ -1,4 +1,4 @@
-"""Running the iptables programs: which are there, what they print, and what their failures mean."""
+"""Running iptables' programs, the one place where they are started: which are there, and what their failures mean."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from kiam.dataplane.iptables.rules import FROM_METADATA, HOST_NETWORK, INSTALLED, PREFIX, TO_METADATA, own_hooks
 from kiam.errors import ErrorKind, UserError
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.xtables import Rule, Ruleset, Table, parse_list, parse_save
 
+PACKAGE = "iptables"
+"""Of the distribution, in which the programs are."""
 LOCK_WAIT_SECONDS = 5
 """What one program waits for the xtables lock (``-w``)."""
 LOCK_BUDGET_SECONDS = 30.0
@@ -24,10 +25,9 @@ LOCK_BUDGET_SECONDS = 30.0
 
 _NET = "/proc/thread-self/net"
 """Not /proc/net, which is the main thread's network namespace."""
-_INSTALL = (
+INSTALL = (
     "install the package iptables on the node or in the image (apt-get install iptables, dnf install iptables-nft)"
 )
-_KUBELET_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _INCOMPATIBLE = re.compile(r"^# Table `(\w+)' is incompatible", re.MULTILINE)
 
 
@@ -49,13 +49,18 @@ class Programs:
     save_program: str
     restore_program: str
 
-    def save(self) -> Ruleset:
-        """All tables that are there, with counters. Makes none (``-t <table>`` would, with the legacy backend)."""
+    def save_text(self) -> str:
+        """What the save program prints, with counters. Makes no table (``-t`` would, with the legacy backend)."""
         done = _run([self.save_program, "--counters"])
         if done.returncode:
             raise failure(self.save_program, done.stderr)
-        ruleset = parse_save(done.stdout)
-        for table in _INCOMPATIBLE.findall(done.stdout):
+        return done.stdout
+
+    def save(self) -> Ruleset:
+        """All tables that are there, with counters; none is made. Raises UserError for one it can't read."""
+        text = self.save_text()
+        ruleset = parse_save(text)
+        for table in _INCOMPATIBLE.findall(text):
             if table in ("nat", "mangle"):
                 raise UserError(
                     f"the table {table} holds rules written with nft that {self.save_program} can't read: "
@@ -63,13 +68,8 @@ class Programs:
                 )
         return ruleset
 
-    def count(self) -> Ruleset:
-        """Our chains with counters, and nat's built-in one; cheap beside thousands of others' rules."""
-        mangle = self._list("mangle", TO_METADATA, FROM_METADATA, HOST_NETWORK)
-        nat = self._list("nat", INSTALLED, "PREROUTING", HOST_NETWORK)
-        return {"mangle": mangle, "nat": nat}
-
-    def _list(self, table: str, *chains: str) -> Table:
+    def chains(self, table: str, *chains: str) -> Table:
+        """Some chains of a table with counters, without the rest of it; none where the first isn't there."""
         found: dict[str, Sequence[Rule]] = {}
         for chain in chains:
             # Chain by chain, since -S without one prints the table whole.
@@ -150,6 +150,11 @@ def failure(program: str, stderr: str) -> UserError:
     return UserError(f"{program} failed: {line}")
 
 
+def tool_name(backend: IptablesBackend, ipv6: bool) -> str:
+    """What people call the programs of that backend and address family: ``iptables-nft``, ``ip6tables-legacy``..."""
+    return f"{'ip6tables' if ipv6 else 'iptables'}-{backend}"
+
+
 def _plain_backend(program: str) -> IptablesBackend:
     # "iptables v1.8.9 (nf_tables)", "iptables v1.8.9 (legacy)", and "iptables v1.6.1" from before there was a choice.
     said = _run([program, "--version"]).stdout
@@ -174,7 +179,7 @@ def require_programs(backend: IptablesBackend, ipv6: bool) -> Programs:
     programs = find_programs(backend, ipv6)
     if programs is None:
         name = "ip6tables" if ipv6 else "iptables"
-        raise UserError(f"{name} with the {backend} backend isn't installed: {_INSTALL}")
+        raise UserError(f"{name} with the {backend} backend isn't installed: {INSTALL}")
     return programs
 
 
@@ -189,51 +194,3 @@ def has_legacy_tables(ipv6: bool) -> bool:
         return bool(Path(_NET, f"ip{'6' if ipv6 else ''}_tables_names").read_text().strip())
     except OSError:
         return False
-
-
-def _rule_count(ruleset: Ruleset) -> int:
-    # Our own rules say nothing about where the host's rules are.
-    return sum(
-        sum(len(rules) for chain, rules in table.items() if not chain.startswith(PREFIX)) - len(own_hooks(table))
-        for table in ruleset.values()
-    )
-
-
-def choose_backend(nft: list[Ruleset], legacy: list[Ruleset]) -> IptablesBackend:
-    """Where the host's rules are, found as kube-proxy's image finds it (kubernetes-sigs/iptables-wrappers).
-
-    Kubelet's hint chains in mangle decide; without any, the backend with more rules; when they are even, the one with
-    ours, which may be all that is there after an install that adopted the only rule of others; else nft.
-    """
-
-    def hinted(rulesets: list[Ruleset]) -> bool:
-        return any(chain in ruleset.get("mangle", {}) for ruleset in rulesets for chain in _KUBELET_CHAINS)
-
-    if hinted(nft):
-        return IptablesBackend.NFT
-
-    def ours(rulesets: list[Ruleset]) -> bool:
-        return any(own_hooks(table) for ruleset in rulesets for table in ruleset.values())
-
-    in_legacy, in_nft = sum(map(_rule_count, legacy)), sum(map(_rule_count, nft))
-    if hinted(legacy) or in_legacy > in_nft or (in_legacy == in_nft and ours(legacy) and not ours(nft)):
-        return IptablesBackend.LEGACY
-    return IptablesBackend.NFT
-
-
-def detect_backend() -> IptablesBackend:
-    """The backend to use on this node when no flag says so. Raises UserError when no iptables is installed."""
-    saves: dict[IptablesBackend, list[Ruleset]] = {}
-    for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY):
-        found = [programs for ipv6 in (False, True) if (programs := find_programs(backend, ipv6))]
-        if any(not programs.ipv6 for programs in found):
-            saves[backend] = [
-                programs.save()
-                for programs in found
-                if backend is IptablesBackend.NFT or has_legacy_tables(programs.ipv6)
-            ]
-    if not saves:
-        raise UserError(f"iptables isn't installed: {_INSTALL}")
-    if len(saves) == 1:
-        return next(iter(saves))
-    return choose_backend(saves[IptablesBackend.NFT], saves[IptablesBackend.LEGACY])
