@@ -13,8 +13,9 @@ import yaml
 
 from kiam import __version__
 from kiam.cli import build_parser
+from kiam.dataplane.registry import DATAPLANES
 from tests.deploy.chart import ROOT, Manifest
-from tests.deploy.generate import DATAPLANES, MANIFESTS
+from tests.deploy.generate import MANIFESTS
 
 TEXT = (MANIFESTS / "README.md").read_text()
 
