@@ -66,6 +66,8 @@ class SessionTokens:
             raw = urlsafe_b64decode(token)
         except (Error, ValueError):
             return False
+        if urlsafe_b64encode(raw).decode() != token:
+            return False  # the last character has bits to spare, so that several texts would mean one token
         head = raw[: _HEAD.size]
         for key in self._current_keys():
             if hmac.compare_digest(_mac(key, head, address), raw[_HEAD.size :]):
