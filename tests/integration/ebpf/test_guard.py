@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 import pytest
 
 from kiam.metadata import METADATA_IPV4
 from tests.integration.ebpf import ways
-from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
+from tests.integration.ebpf.world import TIMEOUT, World, ask
 from tests.sandbox.netns import NODE_IPV4, PodNet
 from tests.sandbox.process import wait_until
 
@@ -72,34 +71,6 @@ def test_without_the_dataplane_the_same_packets_do_leave_the_node(clean: World, 
         clean.from_pod(pod, send, str(pod.address))
     wait_until(lambda: clean.packets_beyond_node() == beyond + len(SENDERS), "the packets to leave the node")
     assert clean.from_pod(pod, ask).who == "real"
-
-
-def _old_connection() -> Generator[str, None, None]:
-    with socket.create_connection((str(METADATA_IPV4), 80), timeout=TIMEOUT) as client:
-        yield client.recv(100).decode().split()[0]
-        client.sendall(b"GET /latest/meta-data/iam/security-credentials/\r\n\r\n")
-        yield "sent"
-
-
-def test_a_connection_older_than_the_install_reaches_the_real_service_no_more(clean: World, pod: PodNet) -> None:
-    # In this process and not in the pod's cgroup: no hook sees a connection that already is, so only packets matter.
-    steps = _old_connection()
-    assert pod.netns.call(next, steps) == "real"
-    clean.install(wanted_state())
-    bypassed = clean.drops()["bypass"]
-    received = len(clean.real.received)
-    assert next(steps) == "sent"
-    wait_until(lambda: clean.drops()["bypass"] > bypassed, "the guard to count the request")
-    assert len(clean.real.received) == received
-    steps.close()
-
-
-def test_with_no_agent_a_pod_gets_connection_refused(redirected: World, pod: PodNet) -> None:
-    redirected.install(wanted_state(port=9999))
-    try:
-        assert redirected.from_pod(pod, ask).error == errno.ECONNREFUSED
-    finally:
-        redirected.install(wanted_state())
 
 
 def _host_uses_everything() -> list[object]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import resource
 import struct
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -62,23 +59,6 @@ def attached(world: World) -> list[int]:
         return bpf.attached(cgroup, CONNECT4)
 
 
-@pytest.mark.parametrize("wanted", [wanted_state(), wanted_state(ipv6=True, host_network=HostNetwork.DENY)])
-def test_removing_leaves_the_machine_as_it_was(clean: World, pod: PodNet, wanted: WantedState) -> None:
-    before = clean.state_of_machine()
-    clean.install(wanted)
-    assert clean.state_of_machine() != before
-    assert clean.inspect(wanted).condition is Condition.INSTALLED
-    clean.remove()
-    assert clean.state_of_machine() == before
-    assert clean.inspect(wanted).condition is Condition.ABSENT
-    assert clean.from_pod(pod, ask).who == "real"
-
-
-def test_removing_twice_is_fine(clean: World) -> None:
-    clean.remove()
-    clean.remove()
-
-
 def test_counters_are_zero_where_nothing_is_installed(clean: World) -> None:
     assert clean.redirects() == 0
     assert set(clean.drops().values()) == {0}
@@ -96,28 +76,6 @@ def test_counters_outlive_an_upgrade(redirected: World, pod: PodNet) -> None:
     redirected.install(wanted_state(port=OTHER_AGENT_PORT))
     assert redirected.redirects() == before
     redirected.install(wanted_state())
-
-
-def _ask_until(stop: Any) -> Counter[str]:
-    seen: Counter[str] = Counter()
-    while not stop.is_set():
-        reply = ask()
-        seen[reply.who or os.strerror(reply.error)] += 1
-    return seen
-
-
-def test_replacing_under_load_lets_no_connection_through_to_the_real_service(redirected: World, pod: PodNet) -> None:
-    stop = multiprocessing.get_context("fork").Event()
-    results: list[Counter[str]] = []
-    load = threading.Thread(target=lambda: results.append(redirected.from_pod(pod, _ask_until, stop)))
-    load.start()
-    try:
-        for port in (OTHER_AGENT_PORT, AGENT_PORT, OTHER_AGENT_PORT, AGENT_PORT):
-            redirected.install(wanted_state(port=port))
-    finally:
-        stop.set()
-        load.join()
-    assert set(results[0]) == {"agent"}
 
 
 def test_a_process_that_installs_keeps_neither_llvm_nor_a_helper(clean: World) -> None:

@@ -9,7 +9,6 @@ from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from tests.sandbox.netns import CALICO_MAC
 
 IPPROTO_MPTCP = 262
-MSG_FASTOPEN = 0x20000000
 ICMP_ECHO = b"\x08\x00\xf7\xff\x00\x00\x00\x00"
 
 
@@ -20,12 +19,6 @@ def mptcp_exists() -> bool:
     except OSError:
         return False
     return True
-
-
-def fast_open(client: socket.socket, address: tuple[str, int]) -> None:
-    """sendto with MSG_FASTOPEN connects and sends in one call, tcp(7)."""
-    client.settimeout(None)
-    client.sendto(b"early", MSG_FASTOPEN, address)
 
 
 def send_datagram(address: str, port: int = 80) -> int:
