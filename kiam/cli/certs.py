@@ -63,10 +63,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the one node this certificate is for, as 'kubectl get nodes' names it (for --node-authorization)",
     )
 
+    renew = steps.add_parser(
+        "renew", help="renew the certificates in a folder, names and lifetime kept", allow_abbrev=False
+    )
+    _add_directory(renew, f"where {CA}, {CA_KEY} and the certificates are")
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the files of one step and say what was written and what to do with it."""
-    steps: dict[str, Callable[[argparse.Namespace], None]] = {"init": _init, "server": _server, "agent": _agent}
+    steps: dict[str, Callable[[argparse.Namespace], None]] = {
+        "init": _init,
+        "server": _server,
+        "agent": _agent,
+        "renew": _renew,
+    }
     steps[arguments.step](arguments)
     return 0
 
@@ -143,6 +153,55 @@ def _issue(arguments: argparse.Namespace, common_name: str, names: list[str]) ->
         source = path.name if directory == Path() else str(path)
         given = source if path.name == name else f"{name}={source}"
         print(f"    --from-file={shlex.quote(given)}" + ("" if path == key else " \\"))
+
+
+def _renew(arguments: argparse.Namespace) -> None:
+    """New certificates in the place of those that the folder's authority signed; what runs takes them over by itself.
+
+    The old ones stay good until their own end, so there is no moment without one.
+    """
+    from kiam.tls.certificates import format_time, read_certificates
+    from kiam.tls.issue import Period, make_certificate
+
+    directory: Path = arguments.dir
+    authority, authority_key = _read_authority(directory)
+    renewed = []
+    try:
+        issuer = read_certificates(authority)[0]
+        for path in sorted(directory.glob("*.pem")):
+            key = path.with_name(f"{path.stem}-key.pem")
+            if path.name == CA or not key.exists():
+                continue
+            old = read_certificates(path.read_bytes())[0]
+            if not old.issued_by(issuer):
+                print(f"left {path}: it isn't of this authority, but of {old.issuer}")
+                continue
+            names = [*old.dns_names, *map(str, old.ip_addresses)]
+            period = Period.lasting(old.not_after - old.not_before)
+            issued = make_certificate(old.subject.strip("'"), names, period, authority, authority_key)
+            _write(key, issued.key, 0o600, overwrite=True)
+            _write(path, issued.cert, 0o644, overwrite=True)
+            renewed.append(path)
+            print(
+                f"wrote {path}: for {old.names}, until {format_time(issued.not_after)} "
+                f"(it was {format_time(old.not_after)})"
+            )
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"--dir: {directory}: {error}") from error
+    if not renewed:
+        raise UserError(
+            f"--dir: no certificate of {directory / CA} in {directory}", "make one with kiam certs server or agent"
+        )
+    print("next, for each secret they are in; kiam takes them over without a restart:")
+    for path in renewed:
+        files = " ".join(
+            f"--from-file={shlex.quote(f'{file.name}={file}')}"
+            for file in (directory / CA, path, path.with_name(f"{path.stem}-key.pem"))
+        )
+        print(
+            f"  kubectl create secret generic kiam-{path.stem}-tls -n kube-system --dry-run=client -o yaml {files} "
+            "| kubectl apply -f -"
+        )
 
 
 def _read_authority(directory: Path) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ from functools import partial
 from kiam.cli import server
 from kiam.cli.config_tls import check_files, failed_with, needs
 from kiam.durations import format_duration
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 from kiam.server.aws.base_arn import DetectionError, detect_base_arn_once
 from kiam.server.aws.contract import STSError
 from kiam.server.aws.sts import BotoSTS
@@ -23,6 +23,7 @@ from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _READS = ("list", "watch")
+STS_AWAY = "open the way there (security group, VPC endpoint, proxy: HTTPS_PROXY, NO_PROXY), or give another --region"
 _RBAC = "give the server's service account get, list, watch on pods and namespaces and create, patch on events"
 
 
@@ -135,6 +136,8 @@ def _check_sts(arguments: argparse.Namespace, base_arn: str) -> CheckResult:
     try:
         identity = sts.check()
     except STSError as error:
+        if error.kind is ErrorKind.UNREACHABLE:
+            return failed(check, f"{sts.endpoint}: {error}", STS_AWAY)
         return unwell(f"{sts.endpoint}: {error}")
     return (
         passed(check, f"{sts.endpoint} says the server is {identity}")

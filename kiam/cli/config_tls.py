@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from kiam.cli.options import tls_files
 from kiam.errors import UserError
@@ -16,8 +16,7 @@ from kiam.verify.results import CheckResult, Status, failed, passed, skipped, wa
 
 TLS_FLAGS = ("--cert", "--key", "--ca")
 CERTIFICATES = "make certificates with kiam certs, or as docs/tls.md says"
-SOON = timedelta(days=14)
-"""A certificate that ends sooner than this is worth a warning."""
+RENEW = "renew it ('kiam certs renew', or an upgrade of the chart, for what these made); no restart is needed"
 
 
 def check_files(arguments: argparse.Namespace, side: Side, unusable: frozenset[str]) -> Sequence[CheckResult]:
@@ -73,11 +72,12 @@ def needs(check: str, flags: frozenset[str]) -> CheckResult:
 def _describe(files: TLSFiles, inspected: InspectedTLS) -> Sequence[CheckResult]:
     certificate = inspected.certificate
     seen = f"{files.cert}: {certificate.subject}, {certificate.lifetime}, for {certificate.names}"
-    left = inspected.expiry - datetime.now(UTC)
+    now = datetime.now(UTC)
     results = []
-    if timedelta(0) < left < SOON:
-        what = f"it, or an authority above it, expires at {format_time(inspected.expiry)}"
-        results.append(warned("certificate", f"{seen}; {what}", "renew it; kiam takes it over without a restart"))
+    if inspected.expires_soon(now) and now < inspected.expiry:
+        left = (inspected.expiry - now).days
+        what = f"it, or an authority above it, expires at {format_time(inspected.expiry)}, in {left} days"
+        results.append(warned("certificate", f"{seen}; {what}", RENEW))
     elif not inspected.errors:
         results.append(passed("certificate", seen))
     authorities = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from cryptography import x509
@@ -18,6 +18,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kiam.errors import ErrorKind, UserError, joined
 from kiam.tls import TLSFiles, TLSMaterial
+
+SOON = timedelta(days=30)
+"""So long before its end a certificate is worth a warning."""
+SHORT_LIVED = timedelta(days=2, hours=1)
 
 
 class Side(enum.StrEnum):
@@ -136,10 +140,22 @@ class InspectedTLS:
         chain = find_chain(self.certificate, self.intermediates, self.authorities)
         return min(link.not_after for link in chain or (self.certificate,))
 
+    def expires_soon(self, now: datetime) -> bool:
+        """Whether whoever renews it should have done so by now: 30 days before the end. What lives for two days at most
+        is renewed by a program, and should have been when a third of its life is left, as cert-manager does.
+        """
+        chain = find_chain(self.certificate, self.intermediates, self.authorities) or (self.certificate,)
+        return any(now > link.not_after - _warned_before(link) for link in chain)
+
     @property
     def verified(self) -> bool:
         """Whether our own certificate is good in the eyes of a peer that has the same ``--ca``."""
         return not self.problems
+
+
+def _warned_before(certificate: Certificate) -> timedelta:
+    life = certificate.not_after - certificate.not_before
+    return life / 3 if life <= SHORT_LIVED else SOON
 
 
 def format_time(moment: datetime) -> str:

@@ -7,6 +7,7 @@ one that isn't trusted, and whether the server accepts ours. No request is sent.
 from __future__ import annotations
 
 import contextlib
+import enum
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -43,11 +44,21 @@ In TLS 1.3 a client is done before the server has looked at its certificate; onl
 _SPEAKS_FIRST = 0.5
 """Seconds a server gets to greet us before we greet it."""
 
-_UNSUITABLE_PURPOSE = 26
-"""OpenSSL's X509_V_ERR_INVALID_PURPOSE."""
 
-_NO_CHAIN = frozenset({2, 7, 18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR codes (x509_vfy.h) for a certificate without a chain to a trusted authority."""
+class VerifyCode(enum.IntEnum):
+    """Why OpenSSL refuses a certificate: X509_V_ERR_… of x509_vfy.h, those that are told apart here."""
+
+    UNABLE_TO_GET_ISSUER_CERT = 2
+    CERT_SIGNATURE_FAILURE = 7
+    DEPTH_ZERO_SELF_SIGNED_CERT = 18
+    SELF_SIGNED_CERT_IN_CHAIN = 19
+    UNABLE_TO_GET_ISSUER_CERT_LOCALLY = 20
+    UNABLE_TO_VERIFY_LEAF_SIGNATURE = 21
+    INVALID_PURPOSE = 26
+
+
+_NO_CHAIN = frozenset(VerifyCode) - {VerifyCode.INVALID_PURPOSE}
+"""There is no chain to a trusted authority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,7 @@ class _Client:
         try:
             return self._verified(family, sockaddr, endpoint, server)
         except ssl.SSLCertVerificationError as error:
-            if error.verify_code == _UNSUITABLE_PURPOSE and (
+            if error.verify_code == VerifyCode.INVALID_PURPOSE and (
                 found := self._lenient(family, sockaddr, endpoint, server)
             ):
                 return found

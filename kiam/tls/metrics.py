@@ -31,6 +31,15 @@ class TLSMetrics:
             f"When the first certificate in the chain of the {side} certificate in use expires, in Unix time.",
             registry=registry,
         )
+        self._soon = Gauge(
+            f"{prefix}_expires_soon",
+            f"1 if the {side} certificate in use has 30 days left or less.",
+            registry=registry,
+        )
+
+    def expires_soon(self, soon: bool) -> None:
+        """Whether whoever renews the certificate should have done so."""
+        self._soon.set(int(soon))
 
     def loaded(self, inspected: InspectedTLS) -> None:
         """New material is in use."""

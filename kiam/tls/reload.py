@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from kiam.errors import UserError
 from kiam.tls import Fingerprint, TLSFiles, TLSMaterial
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 WATCH_INTERVAL = 1.0
 """Seconds between looks at the files: three stat calls, and nothing more while they stay the same."""
 
+_WARN_AGAIN = timedelta(days=1)
 _LOOK_AGAIN = timedelta(seconds=1)
 """After files were refused."""
 
@@ -25,6 +27,15 @@ _LOOK_AGAIN = timedelta(seconds=1)
 def utc_now() -> datetime:
     """The wall clock; tests bring their own."""
     return datetime.now(UTC)
+
+
+def expiry_warning(cert: Path, inspected: InspectedTLS) -> str:
+    """What to say of a certificate that expires soon."""
+    return (
+        f"the TLS certificate {inspected.certificate.subject} in {cert}, or an authority above it, expires at "
+        f"{format_time(inspected.expiry)}; renew it ('kiam certs renew', or an upgrade of the chart, for what "
+        "these made), it is taken over without a restart"
+    )
 
 
 class TLSReloader:
@@ -54,6 +65,7 @@ class TLSReloader:
         self._refusal: str | None = None
         self._look_again = now()
         self._expiry_logged = False
+        self._warn_again = self._look_again
         self._material, self._inspected = load(files, side, now())
         self._report_loaded()
 
@@ -108,6 +120,7 @@ class TLSReloader:
             return False
         self._material, self._inspected = material, inspected
         self._expiry_logged = False
+        self._warn_again = now
         self._report_loaded()
         return True
 
@@ -141,10 +154,17 @@ class TLSReloader:
             log.warning("%s", problem)
         if self._metrics:
             self._metrics.loaded(self._inspected)
+        self._watch_expiry(self._now())
 
     def _watch_expiry(self, now: datetime) -> None:
-        """Say once that what is in use has expired; no file changes at that moment."""
+        """Say once a day that what is in use expires soon, and once that it has; no file changes at that moment."""
         expiry = self._inspected.expiry
+        soon = self._inspected.expires_soon(now)
+        if self._metrics:
+            self._metrics.expires_soon(soon)
+        if soon and now <= expiry and now >= self._warn_again:
+            self._warn_again = now + _WARN_AGAIN
+            log.warning("%s", expiry_warning(self._files.cert, self._inspected))
         if now <= expiry or self._expiry_logged:
             return
         self._expiry_logged = True

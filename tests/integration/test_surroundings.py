@@ -36,6 +36,7 @@ ARGUMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("certs", "init"): ("--dir new",),
     ("certs", "server"): ("--dir pki",),
     ("certs", "agent"): ("--dir nowhere",),
+    ("certs", "renew"): ("--dir pki", "--dir nowhere"),
     ("completion",): ("bash",),
     ("help",): ("", "dataplane verify"),
 }

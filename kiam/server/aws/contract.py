@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from kiam.errors import ErrorKind
 from kiam.identity import Identity
 
 THROTTLING = frozenset({"Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"})
@@ -15,9 +16,10 @@ THROTTLING = frozenset({"Throttling", "ThrottlingException", "RequestLimitExceed
 class STSError(Exception):
     """AWS refused (AccessDenied, Throttling, ...) or could not be reached; the text is for pods and Events."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, kind: ErrorKind = ErrorKind.OTHER) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,18 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
-from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, InvalidRegionError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    HTTPClientError,
+    InvalidRegionError,
+)
 from botocore.parsers import ResponseParserError
 
 from kiam.arns import resolve_role_arn
-from kiam.errors import UserError
+from kiam.errors import ErrorKind, UserError
 from kiam.identity import Identity
 from kiam.proxies import bypassed, proxy_for
 from kiam.server.aws.contract import Issued, STSError
@@ -195,4 +202,5 @@ def _to_sts_error(error: Exception) -> STSError:
         code, message = str(details.get("Code", "Unknown")), str(details.get("Message", ""))
     else:
         code, message = type(error).__name__, str(error)
-    return STSError(code, " ".join(message.split())[:512])
+    away = isinstance(error, HTTPClientError | EndpointConnectionError | OSError)
+    return STSError(code, " ".join(message.split())[:512], ErrorKind.UNREACHABLE if away else ErrorKind.OTHER)

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 COMPONENT = "kiam.server"
 ROLE_FORBIDDEN, CREDENTIAL_ERROR = "KiamRoleForbidden", "KiamCredentialError"
 """The conventional reasons."""
+CERTIFICATE_EXPIRING = "KiamCertificateExpiring"
+"""On the server's own pod."""
 LONGEST_MESSAGE = 1024
 """Characters the API takes (validation of v1.Event)."""
 WRITES_PER_SECOND, BURST = 10.0, 50

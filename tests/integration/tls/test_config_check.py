@@ -86,7 +86,10 @@ def test_refused_kubernetes_token_and_sts_out_of_reach_fail_with_a_fix(
     }.items():
         assert checks[name]["status"] == "FAIL", name
         assert says in checks[name]["seen"]
-        assert checks[name]["fix"]
+        assert checks[name]["fix"]["note"]
+    # Nothing answers there: that says nothing about roles.
+    assert "role" not in checks["STS"]["fix"]["note"]
+    assert "security group" in checks["STS"]["fix"]["note"]
 
 
 def test_agents_configuration_is_tried_on_a_real_server(

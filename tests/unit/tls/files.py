@@ -76,7 +76,7 @@ class Authority:
         issuer = x509.load_pem_x509_certificate(self.issued.cert)
         signing_key = load_pem_private_key(self.issued.key, None)
         assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
-        key, period = ec.generate_private_key(ec.SECP256R1()), period or days(0, 30)
+        key, period = ec.generate_private_key(ec.SECP256R1()), period or days(0, 90)
         builder = x509.CertificateBuilder(
             issuer.subject,
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kiam-server")]),
@@ -104,7 +104,7 @@ class Authority:
         return self.issued.cert
 
     def sign(self, name: str, names: Sequence[str] = ("localhost",), period: Period | None = None) -> Issued:
-        return make_certificate(name, names, period or days(0, 30), self.issued.cert, self.issued.key)
+        return make_certificate(name, names, period or days(0, 90), self.issued.cert, self.issued.key)
 
 
 def key_usage(**given: bool) -> x509.KeyUsage:

@@ -159,3 +159,40 @@ def test_certificate_never_outlives_its_authority(tmp_path: Path) -> None:
     certs(tmp_path, "server", "--days", "300")
     ca, server = ((read_certificates((tmp_path / name).read_bytes())[0]) for name in ("ca.pem", "server.pem"))
     assert server.not_after == ca.not_after
+
+
+def test_renewing_keeps_names_and_lifetime_and_makes_new_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certs(tmp_path, "init")
+    certs(tmp_path, "server", "--host", "10.0.0.1", "--days", "90")
+    certs(tmp_path, "agent", "--node", "node-a")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    old = read_certificates(before["server.pem"])[0]
+    assert certs(tmp_path, "renew") == 0
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    new = read_certificates(after["server.pem"])[0]
+    assert (new.names, new.subject) == (old.names, old.subject)
+    assert abs((new.not_after - new.not_before) - (old.not_after - old.not_before)).days == 0
+    assert {name for name in before if before[name] == after[name]} == {"ca.pem", "ca-key.pem"}
+    assert stat.S_IMODE((tmp_path / "server-key.pem").stat().st_mode) == 0o600
+    printed = capsys.readouterr().out
+    assert "kubectl create secret generic kiam-server-tls" in printed
+    for step in ("server", "agent"):
+        files = TLSFiles(tmp_path / f"{step}.pem", tmp_path / f"{step}-key.pem", tmp_path / "ca.pem")
+        assert load(files, Side.CLIENT)[1].problems == ()
+
+
+def test_certificates_of_another_authority_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    certs(other, "init")
+    certs(other, "agent")
+    certs(tmp_path, "init")
+    for name in ("agent.pem", "agent-key.pem"):
+        (tmp_path / name).write_bytes((other / name).read_bytes())
+    before = (tmp_path / "agent.pem").read_bytes()
+    assert certs(tmp_path, "renew") == 1
+    captured = capsys.readouterr()
+    assert "it isn't of this authority" in captured.out
+    assert "make one with kiam certs" in captured.err
+    assert (tmp_path / "agent.pem").read_bytes() == before

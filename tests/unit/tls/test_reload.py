@@ -145,7 +145,7 @@ def test_expiry_while_in_use_is_logged_once_and_shown(tmp_path: Path, caplog: py
     registry = CollectorRegistry()
     clock = Clock()
     reloader = TLSReloader(secret(tmp_path).files, Side.SERVER, TLSMetrics(Side.SERVER, registry), clock)
-    clock.ahead = timedelta(days=31)
+    clock.ahead = timedelta(days=91)
     reloader.refresh()
     reloader.refresh()
     assert gauges(registry) == (0, 1, FIRST.not_after.timestamp())
@@ -233,3 +233,42 @@ def test_refused_handshake_shows_until_one_succeeds(tmp_path: Path) -> None:
     assert gauges(registry, "client")[1] == 1
     reloader.handshake_ended(accepted=True)
     assert gauges(registry, "client")[1] == 0
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "expires at" in record.getMessage()]
+
+
+def test_what_expires_soon_is_said_once_a_day_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A certificate for a year with three days left, of which only a metric knew."""
+    registry, clock = CollectorRegistry(), Clock()
+    authority = Authority.make("for a decade", days(-1, 3650))
+    issued = authority.sign("kiam-server", period=days(-362, 3))
+    mounted = MountedSecret(tmp_path, issued.cert, issued.key, authority.pem)
+    reloader = TLSReloader(mounted.files, Side.SERVER, TLSMetrics(Side.SERVER, registry), clock)
+    for _ in range(3):
+        reloader.refresh()
+    assert len(warnings(caplog)) == 1
+    assert f"expires at {issued.not_after:%Y-%m-%d %H:%M:%SZ}; renew it" in warnings(caplog)[0]
+    assert registry.get_sample_value("grpc_server_tls_certificate_expires_soon") == 1
+    clock.ahead = timedelta(days=1, minutes=1)
+    reloader.refresh()
+    assert len(warnings(caplog)) == 2
+    renewed = authority.sign("kiam-server", period=days(0, 365))
+    mounted.swap(renewed.cert, renewed.key, authority.pem)
+    assert reloader.refresh()
+    assert registry.get_sample_value("grpc_server_tls_certificate_expires_soon") == 0
+    assert len(warnings(caplog)) == 2
+
+
+@pytest.mark.parametrize(
+    ("life", "left", "soon"),
+    [(365, 31, False), (365, 29, True), (90, 31, False), (90, 29, True), (3, 3, True), (1, 0.5, False), (1, 0.2, True)],
+)
+def test_soon_is_thirty_days_or_the_last_third_of_a_very_short_life(
+    tmp_path: Path, life: float, left: float, soon: bool
+) -> None:
+    authority = Authority.make("for a decade", days(-400, 3650))
+    issued = authority.sign("x", period=days(left - life, left))
+    _, inspected = load(write(tmp_path, issued, authority.pem), Side.CLIENT)
+    assert inspected.expires_soon(datetime.now(UTC)) is soon
