@@ -1,4 +1,4 @@
-"""The credential path: a bare aiohttp handler with the same body, the agent directly, and through the redirect."""
+"""The credential path: a bare aiohttp handler and nginx with the same body, the agent directly, and redirected."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tests.bench import nginx as limit
 from tests.bench import wrk
 from tests.sandbox.netns import METADATA_IPV4, NODE_IPV4
 from tests.sandbox.node import AGENT_PORT, CREDENTIALS, NodeInABox, Pod
@@ -32,12 +33,15 @@ def measure(box: NodeInABox, say: Callable[[str], None], rounds: int = ROUNDS) -
         cgroup=box.cgroup.system,
         cpus={SERVER_CPU},
     )
-    with bare:
+    nginx = limit.start(box, ROLE, body.read_bytes(), {SERVER_CPU})
+    with bare, nginx:
         bare.wait_for_output("listening")
+        limit.wait(box, ROLE)
         assert box.agent is not None
         path = f"{CREDENTIALS}{ROLE}"
         targets = {
             "bare": (f"http://{NODE_IPV4}:{BARE_PORT}{path}", bare),
+            "nginx": (f"http://{NODE_IPV4}:{limit.PORT}{path}", nginx),
             "direct": (f"http://{NODE_IPV4}:{AGENT_PORT}{path}", box.agent),
             "redirected": (f"http://{METADATA_IPV4}{path}", box.agent),
         }
@@ -64,14 +68,15 @@ def _row(clients: int, name: str, runs: dict[str, list[wrk.Run]], server: Proces
     def median(figure: str) -> float:
         return float(statistics.median(getattr(run, figure) for run in runs[name]))
 
-    def ratio(figure: str) -> float:
+    def ratio(figure: str, to: str = "bare") -> float:
         # Within a round, so that what else the machine does from round to round cancels out.
-        pairs = zip(runs[name], runs["bare"], strict=True)
-        return round(float(statistics.median(getattr(run, figure) / getattr(bare, figure) for run, bare in pairs)), 3)
+        pairs = zip(runs[name], runs[to], strict=True)
+        return round(float(statistics.median(getattr(run, figure) / getattr(other, figure) for run, other in pairs)), 3)
 
     return {
         "clients": clients,
         "target": name,
+        "rate_to_nginx": ratio("rate", "nginx"),
         "rate_ratio": ratio("rate"),
         "p50_ratio": ratio("p50_us"),
         "cpu_ratio": ratio("cpu_per_thousand"),
