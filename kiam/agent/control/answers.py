@@ -130,14 +130,15 @@ class NodeIdentities:
 
     # ---- asked by the handlers
 
-    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
         """The pod that asks, if memory may answer for it."""
-        self._catch_up()
+        if not is_caught_up:
+            self._catch_up()
         try:
             pod = self.core.pod(address, self._clock.elapsed(), uid)
         except Impostor:
             return None
-        return None if pod is None else KnownPod(pod.uid, pod.namespace, pod.name, pod.role, pod.imds_tokens)
+        return None if pod is None else pod.known
 
     def role_now(self, address: str, uid: str | None = None) -> bytes | None:
         """From memory, if it may answer."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kiam.addresses import canonical_address
 from kiam.agent.core.failures import CredentialsUnavailable, credentials_unavailable, empty_role, forbidden
+from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.rendering import expiry, render_credentials
 from kiam.arns import resolve_role_arn
 from kiam.identity import Identity
@@ -46,7 +47,7 @@ class NodePod:
     allowed: bool
     fingerprint: str
     held: HeldCredentials
-    imds_tokens: str = ""
+    known: KnownPod
     is_on_host_network: bool = False
     """It shares the node's address, so only its UID tells it apart."""
 
@@ -133,7 +134,7 @@ class PushedPods:
             allowed=message.decision.allowed and bool(message.role) and bool(identity.role_arn),
             fingerprint=message.fingerprint,
             held=self._held.setdefault(identity, HeldCredentials()),
-            imds_tokens=message.imds_tokens,
+            known=KnownPod(message.uid, message.namespace, message.name, message.role, message.imds_tokens),
             is_on_host_network=message.host_network,
         )
         pod.held.users.add(pod.uid)

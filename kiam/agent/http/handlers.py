@@ -76,7 +76,7 @@ class Handlers:
                 body = self._identities.role_now(address, uid)
             if body is None:
                 return None
-            self._tokens.check(address, plain.token)
+            self._tokens.check(address, plain.token, is_caught_up=True)
         except RequestFailure:
             return None
         answer = b"%b%d\r\nDate: %b\r\n\r\n%b" % (_HEAD, len(body), self._date.now(), body)

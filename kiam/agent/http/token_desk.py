@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import time
 
 from kiam.agent.core.failures import Forbidden, Unauthorized, Unparsable
-from kiam.agent.core.identities import PodIdentities
+from kiam.agent.core.identities import KnownPod, PodIdentities
 from kiam.agent.http.headers import was_forwarded
 from kiam.agent.http.messages import TOKEN_FIELD, Request, Response, text
 from kiam.agent.http.paths import Target, is_token_path
@@ -16,6 +16,7 @@ from kiam.agent.settings import TokenMode
 
 _TTL_FIELD = "x-aws-ec2-metadata-token-ttl-seconds"
 _TTL_ANSWER = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+_MODES = {mode.value: mode for mode in TokenMode}
 
 
 class TokenDesk:
@@ -38,7 +39,11 @@ class TokenDesk:
 
     def issues(self, method: str, target: Target, client: str) -> bool:
         """Whether a request is for a token of the agent's own."""
-        return method == "PUT" and is_token_path(target.path) and self._mode_of(client) is not TokenMode.PASSED_ON
+        return (
+            method == "PUT"
+            and is_token_path(target.path)
+            and self._mode_of(self._identities.known_pod(client)) is not TokenMode.PASSED_ON
+        )
 
     def issue(self, request: Request) -> Response:
         """Answer a request for a token. Raises Forbidden and Unparsable where the real service does."""
@@ -47,19 +52,24 @@ class TokenDesk:
         ttl = request.values(_TTL_FIELD)
         if len(ttl) != 1:
             raise Unparsable("give the token's life once, in X-aws-ec2-metadata-token-ttl-seconds")
-        token = self._tokens.issue(ttl[0].strip(), request.client, self._uid(request.client), time())
+        pod = self._identities.known_pod(request.client)
+        token = self._tokens.issue(ttl[0].strip(), request.client, "" if pod is None else pod.uid, time())
         return text(token, 200, (_TTL_ANSWER, str(int(ttl[0]))))
 
-    def check(self, client: str, token: str | None) -> None:
-        """Refuse a request whose token is missing or wrong. Raises Unauthorized."""
-        mode = self._mode_of(client)
+    def check(self, client: str, token: str | None, *, is_caught_up: bool = False) -> None:
+        """Refuse a request whose token is missing or wrong; ``is_caught_up`` as in :meth:`PodIdentities.known_pod`.
+
+        Raises Unauthorized.
+        """
+        pod = self._identities.known_pod(client, is_caught_up=is_caught_up)
+        mode = self._mode_of(pod)
         if mode is TokenMode.PASSED_ON:
             return
         if not token:
             if mode is TokenMode.REQUIRED:
                 raise Unauthorized("a session token is required; get one by PUT /latest/api/token")
             return
-        if not self._tokens.accepts(token, client, self._uid(client), time()):
+        if not self._tokens.accepts(token, client, "" if pod is None else pod.uid, time()):
             raise Unauthorized("the session token isn't good, or not any more; get one by PUT /latest/api/token")
 
     def check_request(self, request: Request) -> None:
@@ -74,7 +84,7 @@ class TokenDesk:
 
         Raises Unauthorized, and Forbidden for what is passed on to get a token.
         """
-        if self._mode_of(request.client) is not TokenMode.PASSED_ON:
+        if self._mode_of(self._identities.known_pod(request.client)) is not TokenMode.PASSED_ON:
             self.check_request(request)
             return True
         if request.method == "PUT" and is_token_path(target.path):
@@ -91,19 +101,11 @@ class TokenDesk:
             self._metrics.foreign_requests.inc()
             raise Forbidden("only pods of this node are served here")
 
-    def _mode_of(self, client: str) -> TokenMode:
-        pod = self._identities.known_pod(client)
+    def _mode_of(self, pod: KnownPod | None) -> TokenMode:
         if pod is None or not pod.imds_tokens:
             return self._mode
-        try:
-            return TokenMode(pod.imds_tokens)
-        except ValueError:
-            # Somebody wanted something else than the default, and most likely not less.
-            return TokenMode.REQUIRED
-
-    def _uid(self, client: str) -> str:
-        pod = self._identities.known_pod(client)
-        return "" if pod is None else pod.uid
+        # Somebody wanted something else than the default, and most likely not less.
+        return _MODES.get(pod.imds_tokens, TokenMode.REQUIRED)
 
 
 def require_direct(request: Request) -> None:

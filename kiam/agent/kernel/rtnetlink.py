@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 import sys
@@ -87,6 +88,12 @@ class Changes:
     def __init__(self) -> None:
         self._sock = _open(_GROUPS)
         self._sock.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
+
+    def has_news(self) -> bool:
+        """Whether :meth:`read` has something to read: asked before each answer, at half of a vain read's cost."""
+        return bool(self._poll.poll(0))
 
     def fileno(self) -> int:
         """For the event loop's reader."""

@@ -55,6 +55,8 @@ class KernelWatcher:
         The kernel tells of a new route before it delivers the first packet that came by it, so calling this before an
         answer leaves no moment in which a new pod's request could meet an old pod's route.
         """
+        if not self._changes.has_news():
+            return
         changed = is_gone = False
         try:
             for change in self._changes.read():

@@ -53,7 +53,7 @@ class Held:
         self.given_up = 0
         self.known = asyncio.Event()
 
-    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
         return None
 
     def role_now(self, address: str, uid: str | None = None) -> bytes | None:

@@ -96,7 +96,7 @@ class Pods(Held):
         super().__init__()
         self.modes = modes
 
-    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
         mode = self.modes.get(address)
         return None if mode is None else KnownPod(f"uid-{address}", "ns", address, "role", mode)
 
