@@ -64,6 +64,9 @@ class SessionTokens:
             return False
         try:
             raw = urlsafe_b64decode(token)
+            if urlsafe_b64encode(raw) != token.encode():
+                # Decoding overlooks some characters and bits, so that one token would have several spellings.
+                return False
         except (Error, ValueError):
             return False
         if urlsafe_b64encode(raw).decode() != token:
