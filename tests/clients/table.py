@@ -45,6 +45,8 @@ class Client:
     """Settings, from docs/clients.md, with which it does wait."""
     asks_region: bool = False
     """Whether it asks instance metadata for its region if no setting says which."""
+    containers: bool = False
+    """Whether it knows the container credentials endpoint of EKS Pod Identity."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,6 +57,7 @@ BOTOCORE = {"AWS_METADATA_SERVICE_TIMEOUT": "6"}
 class _Known(TypedDict, total=False):
     patience: Mapping[str, str]
     asks_region: bool
+    containers: bool
     tokens: bool
     without_tokens: bool
     patient: bool | None
@@ -84,7 +87,16 @@ def _npm(name: str, package: str, program: str, refusal: str, **known: Unpack[_K
 
 
 CLIENTS = (
-    _python("boto3", "boto3", "boto3_new.py", "Unable to locate credentials", None, patient=False, patience=BOTOCORE),
+    _python(
+        "boto3",
+        "boto3",
+        "boto3_new.py",
+        "Unable to locate credentials",
+        None,
+        patient=False,
+        patience=BOTOCORE,
+        containers=True,
+    ),
     _python(
         "boto3, old",
         "boto3",
@@ -100,6 +112,7 @@ CLIENTS = (
         "aiobotocore",
         "aiobotocore_list.py",
         "Unable to locate credentials",
+        containers=True,
         patient=False,
         patience=BOTOCORE,
     ),
@@ -110,6 +123,7 @@ CLIENTS = (
         (str(AWSCLI.folder / "bin" / "aws"), "--version"),
         "Unable to locate credentials",
         AWSCLI,
+        containers=True,
         patient=False,
         patience=BOTOCORE,
     ),
@@ -131,13 +145,25 @@ CLIENTS = (
         "Consider using --configure",
         patient=None,
     ),
-    _python("awscrt", "awscrt", "awscrt_sign.py", "AWS_AUTH", patient=None),
-    _python("pyarrow", "pyarrow", "pyarrow_list.py", "ACCESS_DENIED|credentials"),
-    _python("rasterio", "rasterio", "rasterio_list.py", "credentials|AWS_SECRET_ACCESS_KEY", patient=False),
-    _python("minio", "minio", "minio_list.py", "credentials|404|no role|empty role", without_tokens=False),
-    _python("obstore", "obstore", "obstore_list.py", "404|credential", without_tokens=False),
-    _npm("aws-sdk 2", "aws-sdk", "js_v2.js", "CredentialsError|Missing credentials"),
-    _npm("aws-sdk 3", "@aws-sdk/client-sts", "js_v3.js", "CredentialsProviderError", patient=False, asks_region=True),
+    _python("awscrt", "awscrt", "awscrt_sign.py", "AWS_AUTH", containers=True, patient=None),
+    _python("pyarrow", "pyarrow", "pyarrow_list.py", "ACCESS_DENIED|credentials", containers=True),
+    _python(
+        "rasterio", "rasterio", "rasterio_list.py", "credentials|AWS_SECRET_ACCESS_KEY", containers=True, patient=False
+    ),
+    _python(
+        "minio", "minio", "minio_list.py", "credentials|404|no role|empty role", containers=True, without_tokens=False
+    ),
+    _python("obstore", "obstore", "obstore_list.py", "404|credential", containers=True, without_tokens=False),
+    _npm("aws-sdk 2", "aws-sdk", "js_v2.js", "CredentialsError|Missing credentials", containers=True),
+    _npm(
+        "aws-sdk 3",
+        "@aws-sdk/client-sts",
+        "js_v3.js",
+        "CredentialsProviderError",
+        containers=True,
+        patient=False,
+        asks_region=True,
+    ),
     _debian(
         "aws-sdk-go 1",
         "Go",

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from kiam.server.kubernetes.objects import IMDS_TOKENS_ANNOTATION
+from kiam.server.kubernetes.tokens import AUDIENCE
+from kiam.server.webhook.injection import FILE, URI
 from tests.clients.table import BUCKET, CLIENTS, ENVIRONMENT, Client
 from tests.sandbox.aws import ROLE_BASE_ARN
 from tests.sandbox.netns import AWS_IPV4
@@ -50,8 +52,8 @@ def box() -> Iterator[NodeInABox]:
         pytest.skip(why)
     with NodeInABox("iptables") as made:
         made.add_namespace("default")
-        made.start_server()
-        made.start_agent(FOR_THE_REGION)
+        made.start_server("--container-credentials")
+        made.start_agent(FOR_THE_REGION, "--container-credentials")
         signature = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-east-1/s3/aws4_request"}
         made.node.call(fetch, str(AWS_IPV4), 8000, f"/{BUCKET}", "PUT", signature)
         yield made
@@ -179,6 +181,23 @@ def test_the_documented_route_tells_it_its_region(client: Client, trial: Trial) 
     assert any("placement" in asked for asked in trial.box.aws.imds_requests())
 
 
+@those(lambda client: client.containers)
+def test_it_signs_with_its_pods_role_by_its_service_account_token(client: Client, trial: Trial) -> None:
+    trial.box.announce(trial.pod, "cart")
+    token = trial.home / FILE
+    token.write_text(trial.box.api.issue_token(trial.pod.name, trial.pod.namespace, AUDIENCE))
+    settings = {
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": URI,
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(token),
+        # Else it might have them from instance metadata after all.
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = container_answers(trial.box)
+    code, output = trial.run(client, "env", *(f"{name}={value}" for name, value in settings.items()))
+    assert (code, trial.roles()) == (0, {"cart"}), output
+    assert container_answers(trial.box) > before
+
+
 @clients
 def test_it_says_that_it_has_no_credentials_if_its_pod_has_no_role(client: Client, trial: Trial) -> None:
     trial.box.announce(trial.pod, None)
@@ -197,3 +216,12 @@ def refused(client: Client, trial: Trial, code: int, output: str) -> None:
 def asks(pod: Pod) -> bool:
     """Whether a connection to instance metadata is open inside the pod."""
     return METADATA_SOCKET in pod.net.netns.call(Path("/proc/thread-self/net/tcp").read_text)
+
+
+def container_answers(box: NodeInABox) -> float:
+    """How many requests the container credentials endpoint has answered with credentials."""
+    counted = re.search(
+        r'^kiam_metadata_success_total\{handler="containerCredentials"\} (\S+)', box.metrics("agent"), re.M
+    )
+    assert counted is not None
+    return float(counted[1])
