@@ -43,6 +43,10 @@ class Stream(enum.Enum):
     """There was a stream; memory answers for pods whose route the kernel says is unchanged."""
 
 
+_LIVE = Stream.LIVE
+"""A member of an enum costs a look-up of its own each time it is named."""
+
+
 class NodeCore:
     """One node's pods, as far as the server and the kernel have spoken.
 
@@ -61,6 +65,8 @@ class NodeCore:
         self.stream = Stream.NONE
         self._grace = outage_grace
         self._pod_uid = pod_uid
+        self._asks_kernel = pod_uid is not PodUidMode.OFF
+        self._goes_by_address = pod_uid is not PodUidMode.REQUIRE
         self._away_until = 0.0
         self._everybody_woken = False
         # Of the stream that is read: when it was asked for, the age of what its server knew then, and whether its
@@ -163,7 +169,15 @@ class NodeCore:
 
     def credentials(self, address: str, role: str, now: float, wall: float, uid: str | None = None) -> bytes | None:
         """The credentials document; None: memory may not answer. Raises as :func:`credentials_of`, and Impostor."""
-        pod = self.pod(address, now, uid)
+        pod = self.pods.pod_at(address) if self.stream is _LIVE else None
+        # As :meth:`pod` decides, without the detours for what nearly every request is: by an address that nothing is
+        # known against, or by one that the kernel agrees with.
+        if pod is None or (
+            pod.uid != uid
+            if uid is not None and self._asks_kernel
+            else not self._goes_by_address or self.addresses.is_suspect(address)
+        ):
+            pod = self.pod(address, now, uid)
         return None if pod is None else credentials_of(pod, role, self.pods.role_base_arn, wall)
 
     def should_ask(self, address: str, uid: str | None = None) -> bool:
