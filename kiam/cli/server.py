@@ -20,20 +20,10 @@ from kiam.cli.options import (
     flags_without_effect,
     tls_files,
 )
+from kiam.cli.server_policy import add_policy, add_sessions, policy, sessions
 from kiam.durations import format_duration
 from kiam.errors import UserError
-from kiam.server.settings import (
-    DEFAULT_REFRESH,
-    LEAST_LEFT,
-    TOO_LATE,
-    TOO_LATE_FIX,
-    PolicySettings,
-    SessionSettings,
-    TagScope,
-    cluster_name_problem,
-    needs_cluster,
-    template_problem,
-)
+from kiam.server.settings import DEFAULT_REFRESH, LEAST_LEFT, TOO_LATE, TOO_LATE_FIX, needs_cluster
 from kiam.telemetry import parse_listen_address
 
 if TYPE_CHECKING:
@@ -53,28 +43,6 @@ def _count(text: str) -> int:
 def _base_arn(text: str) -> str:
     if text and not _BASE_ARN.fullmatch(text):
         raise ValueError(f"'{text}' is not a role prefix; write it like arn:aws:iam::123456789012:role/")
-    return text
-
-
-def _expression(text: str) -> str:
-    if not text:
-        return text
-    from kiam.server.policy.expressions import expression_problem
-
-    if problem := expression_problem(text):
-        raise ValueError(f"'{text}' is not an expression: {problem}")
-    return text
-
-
-def _template(text: str) -> str:
-    if problem := template_problem(text):
-        raise ValueError(f"'{text}': {problem}")
-    return text
-
-
-def _cluster_name(text: str) -> str:
-    if text and (problem := cluster_name_problem(text)):
-        raise ValueError(f"'{text}' is not a cluster's name: {problem}")
     return text
 
 
@@ -130,8 +98,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         False,
         "let a namespace's expression match anywhere in a role's ARN, not only the whole of it",
     )
-    _add_policy(parser)
-    _add_sessions(parser)
+    add_policy(parser)
+    add_sessions(parser)
     parser.add_argument("--session-duration", type=duration, default=timedelta(minutes=15), metavar="DURATION")
     parser.add_argument(
         "--session-refresh",
@@ -176,63 +144,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_policy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--default-permitted",
-        type=flag_type(_expression, "EXPRESSION"),
-        default="",
-        metavar="EXPRESSION",
-        help="what namespaces permit that aren't annotated about it; empty: nothing",
-    )
-    add_boolean(
-        parser,
-        "--kube2iam-annotations",
-        False,
-        "let a namespace permit by kube2iam's iam.amazonaws.com/allowed-roles too",
-    )
-
-
-def _add_sessions(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--session",
-        type=flag_type(_template, "TEMPLATE"),
-        default="kiam",
-        metavar="NAME",
-        help="STS session name, after 'kiam-'; may hold {cluster}, {namespace}, {serviceaccount} and {pod}",
-    )
-    parser.add_argument(
-        "--cluster-name",
-        type=flag_type(_cluster_name, "NAME"),
-        default="",
-        metavar="NAME",
-        help="the cluster's name in session tags and templates",
-    )
-    parser.add_argument(
-        "--session-tags",
-        choices=[scope.value for scope in TagScope],
-        default=TagScope.NONE.value,
-        help="tag sessions with the cluster and namespace, also the service account, also the pod; "
-        "roles must allow sts:TagSession",
-    )
-    add_boolean(
-        parser, "--session-tags-transitive", False, "have the tags stay when a pod assumes another role with its own"
-    )
-    parser.add_argument(
-        "--source-identity",
-        type=flag_type(_template, "TEMPLATE"),
-        default="",
-        metavar="TEMPLATE",
-        help="STS source identity, a template as --session; roles must allow sts:SetSourceIdentity; empty: none",
-    )
-
-
-def sessions(arguments: argparse.Namespace) -> SessionSettings:
-    """The flags about sessions."""
-    return SessionSettings(
-        arguments.session, arguments.cluster_name, TagScope(arguments.session_tags), arguments.source_identity
-    )
-
-
 def check(arguments: argparse.Namespace) -> None:
     """What no single flag can tell. Raises UserError."""
     if bool(arguments.role_base_arn) == arguments.role_base_arn_autodetect:
@@ -267,7 +178,7 @@ def make_config(arguments: argparse.Namespace) -> ServerSettings:
     return ServerSettings(
         tls=tls_files(arguments),
         sessions=sessions(arguments),
-        policy=PolicySettings(arguments.default_permitted, arguments.kube2iam_annotations),
+        policy=policy(arguments),
         session_refresh=DEFAULT_REFRESH if arguments.session_refresh is None else arguments.session_refresh,
         **{name: getattr(arguments, name) for name in names},
     )

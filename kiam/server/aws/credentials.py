@@ -16,7 +16,8 @@ from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.alarms import Alarms
 from kiam.server.aws.contract import STS, Issued, STSError
-from kiam.server.aws.lifetime import Held, backoff_delay, format_time, hold
+from kiam.server.aws.entry import CredentialsUnavailableError, Entry
+from kiam.server.aws.lifetime import backoff_delay, format_time, hold
 from kiam.server.aws.metrics import Metrics
 from kiam.server.fair_queue import FairQueue
 
@@ -25,50 +26,6 @@ log = logging.getLogger(__name__)
 URGENT, BACKGROUND = 0, 1
 LATE_PATIENCE = 1.0
 """Seconds that a pod waits for newer credentials when those held are good but have little time left."""
-
-
-class CredentialsUnavailableError(Exception):
-    """There are none, for a reason that pods may be told."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-        """Seconds until STS is asked again."""
-
-
-class _Entry:
-    """All there is to one identity."""
-
-    __slots__ = (
-        "failed_until",
-        "failures",
-        "held",
-        "identity",
-        "lines",
-        "message",
-        "namespaces",
-        "outcome",
-        "queued",
-        "settled_at",
-        "waited",
-    )
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
-        self.held: Held | None = None
-        self.namespaces: dict[str, None] = {}
-        """Of the pods that want it; empty: nobody does."""
-        self.queued: int | None = None
-        """How urgently, while it waits for a fetcher."""
-        self.lines: set[str] = set()
-        """The namespaces in whose turn it is fetched."""
-        self.outcome: asyncio.Future[None] | None = None
-        self.failures = 0
-        self.failed_until = 0.0
-        self.settled_at = 0.0
-        self.message = ""
-        self.waited = False
-        """Whether a pod waited for what is held."""
 
 
 class CredentialsManager:
@@ -97,8 +54,8 @@ class CredentialsManager:
         self._longest = longest
         self._metrics = metrics
         self._clock = clock or SystemClock()
-        self._entries: dict[Identity, _Entry] = {}
-        self._queue: FairQueue[_Entry] = FairQueue()
+        self._entries: dict[Identity, Entry] = {}
+        self._queue: FairQueue[Entry] = FairQueue()
         self._running = {URGENT: 0, BACKGROUND: 0}
         """Calls under way."""
         self._may_start = asyncio.Event()
@@ -134,12 +91,14 @@ class CredentialsManager:
     def peek(self, identity: Identity) -> kiam_pb2.Credentials | None:
         """The credentials held and not expired. Never any other: what has expired would only fail in the pod."""
         entry = self._entries.get(identity)
-        return entry.held.message if entry is not None and entry.held is not None and self._left(entry) > 0 else None
+        return (
+            entry.held.message if entry is not None and entry.held is not None and entry.left(self._clock) > 0 else None
+        )
 
     def ready(self, identity: Identity) -> kiam_pb2.Credentials | None:
         """The credentials held, unless they have little time left and newer ones may be had."""
         entry = self._entries.get(identity)
-        if entry is None or (self._is_late(entry) and not self._is_left_alone(entry)):
+        if entry is None or (entry.is_late(self._clock) and not entry.is_left_alone(self._clock)):
             return None
         return self.peek(identity)
 
@@ -155,7 +114,7 @@ class CredentialsManager:
     def failure(self, identity: Identity) -> CredentialsUnavailableError | None:
         """Why there are no (new) credentials, while STS is left alone after a failure."""
         entry = self._entries.get(identity)
-        return None if entry is None or not entry.failures else self._unavailable(entry)
+        return None if entry is None or not entry.failures else entry.unavailable(self._clock)
 
     async def get(self, identity: Identity, namespace: str = "") -> kiam_pb2.Credentials:
         """The identity's credentials for a pod that waits: held, or issued now by a call that all who ask share.
@@ -168,8 +127,8 @@ class CredentialsManager:
             return ready
         self._metrics.misses.inc()
         entry = self._entry(identity)
-        if self._is_left_alone(entry):
-            raise self._unavailable(entry)
+        if entry.is_left_alone(self._clock):
+            raise entry.unavailable(self._clock)
         outcome = self._enqueue(entry, URGENT, namespace)
         if self.peek(identity) is None:
             await asyncio.shield(outcome)
@@ -177,7 +136,7 @@ class CredentialsManager:
             await asyncio.wait({outcome}, timeout=LATE_PATIENCE)
         held = self.peek(identity)
         if held is None:
-            raise self._unavailable(entry)
+            raise entry.unavailable(self._clock)
         return held
 
     def want(self, identity: Identity, namespace: str = "", settle: float = 0.0) -> None:
@@ -202,25 +161,13 @@ class CredentialsManager:
             entry.namespaces.pop(namespace, None)
             self._schedule(entry)
 
-    def _entry(self, identity: Identity) -> _Entry:
+    def _entry(self, identity: Identity) -> Entry:
         entry = self._entries.get(identity)
         if entry is None:
-            entry = self._entries[identity] = _Entry(identity)
+            entry = self._entries[identity] = Entry(identity)
         return entry
 
-    def _left(self, entry: _Entry) -> float:
-        return entry.held.left(self._clock) if entry.held is not None else 0.0
-
-    def _is_late(self, entry: _Entry) -> bool:
-        return entry.held is None or self._left(entry) < entry.held.least_left
-
-    def _is_left_alone(self, entry: _Entry) -> bool:
-        return bool(entry.failures) and self._clock.elapsed() < entry.failed_until
-
-    def _unavailable(self, entry: _Entry) -> CredentialsUnavailableError:
-        return CredentialsUnavailableError(entry.message, max(entry.failed_until - self._clock.elapsed(), 0.0))
-
-    def _enqueue(self, entry: _Entry, urgency: int, *namespaces: str) -> asyncio.Future[None]:
+    def _enqueue(self, entry: Entry, urgency: int, *namespaces: str) -> asyncio.Future[None]:
         """Put an entry in the queue, or further ahead; the future is done when its call is, well or not."""
         if entry.outcome is None:
             entry.outcome = asyncio.get_running_loop().create_future()
@@ -233,7 +180,7 @@ class CredentialsManager:
         self._line_up(entry, *namespaces)
         return entry.outcome
 
-    def _line_up(self, entry: _Entry, *namespaces: str) -> None:
+    def _line_up(self, entry: Entry, *namespaces: str) -> None:
         """Have a queued entry's turn come with that of each namespace, so that none waits for another's."""
         assert entry.queued is not None, "it has been put in the queue"
         for namespace in set(namespaces) - entry.lines:
@@ -248,7 +195,7 @@ class CredentialsManager:
         return self._queue.urgency == URGENT or self._running[BACKGROUND] < max(self._fetchers - 1, 1)
 
     async def _fetch_queued(
-        self, pool: ThreadPoolExecutor, entry: _Entry, outcome: asyncio.Future[None], urgency: int
+        self, pool: ThreadPoolExecutor, entry: Entry, outcome: asyncio.Future[None], urgency: int
     ) -> None:
         if urgency == URGENT or entry.namespaces:
             await self._fetch(pool, entry, urgency)
@@ -258,7 +205,7 @@ class CredentialsManager:
         self._may_start.set()
         self._schedule(entry)
 
-    async def _fetch(self, pool: ThreadPoolExecutor, entry: _Entry, urgency: int) -> None:
+    async def _fetch(self, pool: ThreadPoolExecutor, entry: Entry, urgency: int) -> None:
         with self._metrics.current.track_inprogress(), self._metrics.timing.time():
             try:
                 issued = await asyncio.get_running_loop().run_in_executor(pool, self._sts.assume_role, entry.identity)
@@ -280,7 +227,7 @@ class CredentialsManager:
         else:
             self._back_off(entry, failure)
 
-    def _take(self, entry: _Entry, issued: Issued) -> None:
+    def _take(self, entry: Entry, issued: Issued) -> None:
         entry.held = hold(issued, self._refresh, self._longest, self._clock)
         entry.failures, entry.failed_until, entry.message = 0, 0.0, ""
         log.info(
@@ -290,7 +237,7 @@ class CredentialsManager:
         for listener in self._on_issued:
             listener(entry.identity)
 
-    def _back_off(self, entry: _Entry, error: STSError) -> None:
+    def _back_off(self, entry: Entry, error: STSError) -> None:
         self._metrics.errors.inc()
         entry.failures += 1
         entry.message = str(error)
@@ -312,11 +259,11 @@ class CredentialsManager:
         if entry is not None:
             self._schedule(entry)
 
-    def _schedule(self, entry: _Entry) -> None:
+    def _schedule(self, entry: Entry) -> None:
         """Do what is due about an entry, or set the alarm for when something will be."""
         if entry.outcome is not None:
             return
-        seconds = self._seconds_until_due(entry)
+        seconds = entry.seconds_until_due(self._clock)
         if seconds > 0:
             self._alarms.set(entry.identity, seconds)
         elif entry.namespaces:
@@ -324,11 +271,3 @@ class CredentialsManager:
         else:
             self._alarms.cancel(entry.identity)
             del self._entries[entry.identity]
-
-    def _seconds_until_due(self, entry: _Entry) -> float:
-        left_alone = entry.failed_until - self._clock.elapsed()
-        if not entry.namespaces:
-            # Pods that come and go must not make the server forget that AWS has just refused their role.
-            return max(self._left(entry), left_alone)
-        renewed = self._left(entry) - entry.held.renewed_left if entry.held is not None else 0.0
-        return max(renewed, left_alone, entry.settled_at - self._clock.elapsed())

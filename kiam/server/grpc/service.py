@@ -16,7 +16,8 @@ from kiam.addresses import canonical_address
 from kiam.arns import LONGEST_ARN, shown
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
-from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
+from kiam.server.aws.credentials import CredentialsManager
+from kiam.server.aws.entry import CredentialsUnavailableError
 from kiam.server.grpc.authorization import Authorization
 from kiam.server.grpc.container_credentials import (
     ApiAwayError,

@@ -18,7 +18,8 @@ from kiam.identity import Identity
 from kiam.server.aws import credentials as module
 from kiam.server.aws import lifetime
 from kiam.server.aws.contract import Issued, STSError
-from kiam.server.aws.credentials import CredentialsManager, CredentialsUnavailableError
+from kiam.server.aws.credentials import CredentialsManager
+from kiam.server.aws.entry import CredentialsUnavailableError
 from kiam.server.aws.lifetime import backoff_delay, least_time_left, renewal_delay
 from kiam.server.aws.metrics import Metrics
 from tests.sandbox.process import until
