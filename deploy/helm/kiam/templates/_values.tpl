@@ -72,6 +72,8 @@
 - server.deployment.enabled
 - server.nodeAuthorization
 - server.disableStrictNamespaceRegexp
+- server.sessionTagsTransitive
+- server.kube2iamAnnotations
 - server.log.jsonOutput
 - server.prometheus.scrape
 - server.prometheus.servicemonitor.enabled
