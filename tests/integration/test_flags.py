@@ -1,4 +1,4 @@
-"""Names, defaults and booleans of every conventional flag, against the contract's own list."""
+"""Names, defaults and booleans of every conventional flag (docs/contract.md), against the contract's own list."""
 
 from __future__ import annotations
 
