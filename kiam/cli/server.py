@@ -76,6 +76,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="begin a new watch of pods and namespaces so often; bounds how long a dead one goes unnoticed",
     )
+    parser.add_argument(
+        "--stale-after",
+        type=duration,
+        metavar="DURATION",
+        help="not ready, and no streams, once nothing was heard of the API's pods for so long; at least twice --sync, "
+        "unset: three times; 0s: never",
+    )
     parser.add_argument("--fetchers", type=count, default=8, metavar="N", help="AssumeRole calls at a time")
     parser.add_argument(
         "--prefetch-buffer-size",
@@ -161,6 +168,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--session-tags and {cluster} need the cluster's name; give --cluster-name")
     if arguments.sync <= timedelta(0):
         raise UserError("--sync: must be more than 0s; the default is 1m")
+    if arguments.stale_after is not None and timedelta(0) < arguments.stale_after < 2 * arguments.sync:
+        raise UserError(
+            f"--stale-after: {format_duration(arguments.stale_after)} is less than twice --sync "
+            f"({format_duration(arguments.sync)}), within which a quiet cluster is heard of",
+            "give it longer, or 0s for never",
+        )
 
 
 def refreshes_late(arguments: argparse.Namespace) -> bool:
@@ -173,12 +186,13 @@ def make_config(arguments: argparse.Namespace) -> ServerSettings:
     from kiam.server.settings import ServerSettings
 
     check(arguments)
-    made = {"tls", "session_refresh", "sessions", "policy"}
+    made = {"tls", "stale_after", "session_refresh", "sessions", "policy"}
     names = ServerSettings.__dataclass_fields__.keys() - made
     return ServerSettings(
         tls=tls_files(arguments),
         sessions=sessions(arguments),
         policy=policy(arguments),
+        stale_after=3 * arguments.sync if arguments.stale_after is None else arguments.stale_after,
         session_refresh=DEFAULT_REFRESH if arguments.session_refresh is None else arguments.session_refresh,
         **{name: getattr(arguments, name) for name in names},
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class Readiness:
-    """A list of things to wait for, each of which happens once."""
+    """A list of things to wait for."""
 
     def __init__(self, awaited: Iterable[str]) -> None:
         self._awaited = dict.fromkeys(awaited)
@@ -19,6 +19,10 @@ class Readiness:
         self._awaited.pop(thing, None)
         if not self._awaited:
             self._done.set()
+
+    def lost(self, thing: str) -> None:
+        """One of the things is no longer as it has to be, and is waited for again."""
+        self._awaited[thing] = None
 
     def stop(self) -> None:
         """The server is about to end."""
@@ -36,5 +40,5 @@ class Readiness:
         return any(thing in self._awaited for thing in things)
 
     async def wait(self) -> None:
-        """Until all has happened."""
+        """Until all has happened once."""
         await self._done.wait()

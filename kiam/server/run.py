@@ -30,6 +30,7 @@ from kiam.server.grpc.service import Service
 from kiam.server.kubernetes.accounts import ServiceAccountRoles
 from kiam.server.kubernetes.api import KubeApi
 from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, ROLE_FORBIDDEN, EventRecorder
+from kiam.server.kubernetes.freshness import Freshness, NodeProofs
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
@@ -79,6 +80,7 @@ class Server:
         self._judge: Judge | None = None
         awaited = [*STORES, STS_ANSWER] if config.role_base_arn else [BASE_ARN, *STORES, STS_ANSWER]
         self._readiness = Readiness(awaited)
+        self._freshness = Freshness()
         self._grpc = GrpcServers(config)
         Counter(
             "kiam_k8s_dropped_pods",
@@ -126,6 +128,7 @@ class Server:
             (BASE_ARN, *STORES),
         )
         accounts = ServiceAccountRoles(api)
+        service.freshness, service.proofs = self._freshness, NodeProofs(api, self._pods)
         if config.container_credentials:
             service.container_credentials = ContainerCredentials(
                 TokenReviewer(api), accounts, self._pods, self._known_judge
@@ -184,11 +187,13 @@ class Server:
         _spare_the_collector()
         watch_seconds = config.sync.total_seconds()
         namespaces = Reflector(api, NAMESPACES, self._namespaces, watch_seconds)
-        pods = Reflector(api, PODS, self._pods, watch_seconds)
+        stale_after = config.stale_after.total_seconds() or float("inf")
+        pods = Reflector(api, PODS, self._pods, watch_seconds, self._freshness, stale_after)
         for name, reflector in (("namespaces", namespaces), ("pods", pods)):
             tasks.create_task(reflector.run())
             tasks.create_task(self._await_list(name, reflector))
         tasks.create_task(self._tell_of_expiry(pods))
+        tasks.create_task(self._watch_age(stale_after))
 
     async def _tell_of_expiry(self, pods: Reflector) -> None:
         """Keep an Event on this server's own pod while its certificate expires soon."""
@@ -199,6 +204,22 @@ class Server:
             if own is not None and inspected.expires_soon(utc_now()):
                 self._events.record(own, CERTIFICATE_EXPIRING, expiry_warning(self._config.tls.cert, inspected))
             await asyncio.sleep(EXPIRY_EVENT_SECONDS)
+
+    async def _watch_age(self, stale_after: float) -> None:
+        """Be not ready while the API hasn't been heard of for too long."""
+        stale = False
+        while True:
+            await asyncio.sleep(min(1.0, stale_after / 4))
+            if (self._freshness.age > stale_after) == stale or self._readiness.waits_for("pods") != stale:
+                continue
+            stale = not stale
+            if stale:
+                log.error("nothing was heard of the Kubernetes API's pods for %.0f s: not ready", self._freshness.age)
+                self._readiness.lost("pods")
+                assert self.service is not None
+                self.service.stale()
+            else:
+                self._reached("pods")
 
     def _record_unusable(self, pod: Pod, decision: Decision) -> None:
         self._events.record(pod, ROLE_FORBIDDEN, forbidden_message(pod.role, decision))

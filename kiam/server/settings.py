@@ -105,5 +105,7 @@ class ServerSettings:
     container_credentials: bool
     container_credentials_webhook: str | None
     """HOST:PORT; None: off."""
+    stale_after: timedelta
+    """Zero: never."""
     prometheus_listen_addr: str | None
     pprof_listen_addr: str | None

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PROVE = (("kiam-prove", "1"),)
+"""Asks our server how old its word is; others don't know it."""
 _FIRST_RETRY = 0.005
 """Seconds; doubles from there, as in the conventional agent."""
 _LONGEST_RETRY = 0.5
@@ -133,7 +135,7 @@ class UnaryCalls:
         asked_at = self._clock.elapsed()
         try:
             # wait_for_ready: a server that isn't there yet is waited for, and asked the moment it is.
-            return await method(request, timeout=max(left, 0.001), wait_for_ready=True), asked_at
+            return await method(request, timeout=max(left, 0.001), wait_for_ready=True, metadata=_PROVE), asked_at
         except aio.AioRpcError as error:
             raise self._understood(error, understand) from None
         except asyncio.CancelledError:

@@ -238,9 +238,18 @@ class NodeStreams:
         for stream in self._open:
             stream.end()
 
+    def end_open(self) -> None:
+        """End the streams there are; others may come."""
+        for stream in self._open:
+            stream.end()
+
+    def node_of(self, stream: NodeStream) -> str:
+        """The node a stream is for, as far as it is known."""
+        return stream.node_name or self.pods.node_of_host(stream.host_ip) or ""
+
     def hello(self, stream: NodeStream) -> kiam_pb2.NodeUpdate:
         """The first update."""
-        node = stream.node_name or self.pods.node_of_host(stream.host_ip) or ""
+        node = self.node_of(stream)
         return kiam_pb2.NodeUpdate(
             hello=kiam_pb2.Hello(
                 node_name=node,

@@ -31,6 +31,7 @@ from kiam.server.grpc.container_credentials import (
 from kiam.server.grpc.holds import Waiting
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.events import CREDENTIAL_ERROR, ROLE_FORBIDDEN, EventRecorder
+from kiam.server.kubernetes.freshness import Freshness, NodeProofs
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge, unknown_namespace
@@ -51,6 +52,8 @@ NO_POD_FOR_ROLE, NO_POD_FOR_CREDENTIALS = "pod not found", "no pod found"
 MULTIPLE_PODS = "multiple running pods found"
 FORBIDDEN = "forbidden by policy"
 EMPTY_ROLE = "role can't be empty"
+PROVE = "kiam-prove"
+"""Metadata of a unary call that wants to know how old the server's word is."""
 RETRY_AFTER = "retry-after"
 """Trailing metadata of UNAVAILABLE: whole seconds until STS is asked again."""
 
@@ -82,6 +85,9 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self._filled = asyncio.Event()
         self.container_credentials: ContainerCredentials | None = None
         """Checks service account tokens; None: the server runs without ``--container-credentials``."""
+        self.freshness = Freshness()
+        self.proofs: NodeProofs | None = None
+        """Prove a node's pods; None: there is no API to ask."""
         self.arrivals = Waiting()
         """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
         pods.listen(self._pod_changed)
@@ -104,7 +110,10 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, hold)
             with_role = self._judge().with_role(pod)
             if with_role is not None:
-                return kiam_pb2.Role(name=with_role.role)
+                age = await self._proved_age(pod, context)
+                if age is not None and self._pods.get(pod.uid) != pod:
+                    continue
+                return kiam_pb2.Role(name=with_role.role, watch_age_milliseconds=age)
             await self._wait_for_namespace(pod, unknown_namespace(pod), context, hold)
 
     async def GetPodCredentials(
@@ -136,6 +145,14 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             waited = identity == issued_for
             held = self._credentials.peek(identity) if waited else self._credentials.ready(identity)
             if held is not None:
+                age = await self._proved_age(pod, context)
+                if age is not None:
+                    if self._pods.get(found.uid) != found:
+                        continue
+                    answer = kiam_pb2.Credentials()
+                    answer.CopyFrom(held)
+                    answer.watch_age_milliseconds = age
+                    held = answer
                 if not waited:
                     self._credentials.count_hit()
                 return held
@@ -192,17 +209,36 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         await self._filled.wait()
         stream = self._streams.open(node_name, host_ip, request)
         try:
-            if not self._readiness.stopping:
-                yield self._streams.hello(stream)
+            if not self._readiness.stopping and not self._readiness.waits_for(*self._needed):
+                age = await self._age(self._streams.node_of(stream))
+                hello = self._streams.hello(stream)
+                hello.hello.watch_age_milliseconds = age
+                yield hello
                 for update in stream.updates():
                     yield update
-                yield kiam_pb2.NodeUpdate(snapshot_complete=kiam_pb2.SnapshotComplete())
-            while await stream.wait():
-                for update in stream.updates():
-                    yield update
+                yield kiam_pb2.NodeUpdate(snapshot_complete=kiam_pb2.SnapshotComplete(watch_age_milliseconds=age))
+                while await stream.wait():
+                    for update in stream.updates():
+                        if update.HasField("pod"):
+                            update.watch_age_milliseconds = round(self.freshness.age * 1000)
+                        yield update
         finally:
             self._streams.close(stream)
         await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+
+    async def _age(self, node: str) -> int:
+        """Milliseconds by which what is known of a node's pods may be behind, proved now if it can be."""
+        proved = await self.proofs.prove(node) if self.proofs is not None and node else None
+        return round((self.freshness.age if proved is None else proved) * 1000)
+
+    async def _proved_age(self, pod: Pod, context: Context) -> int | None:
+        """As :meth:`_age`, for callers that compare it with what their kernel says; None: this one doesn't."""
+        asked = any(key == PROVE for key, _ in context.invocation_metadata() or ())
+        return await self._age(pod.node) if asked else None
+
+    def stale(self) -> None:
+        """The API wasn't heard of for too long: end the streams, so that agents look for another replica."""
+        self._streams.end_open()
 
     def ready(self) -> None:
         """The stores are complete: let held calls go on."""

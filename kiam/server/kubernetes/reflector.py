@@ -19,6 +19,7 @@ import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from kiam.server.kubernetes.api import KubeApi, KubeError
+from kiam.server.kubernetes.freshness import Freshness
 from kiam.server.kubernetes.objects import (
     UNREADABLE,
     WireBookmark,
@@ -103,8 +104,22 @@ class _TooOldError(Exception):
 class Reflector:
     """One resource's list and watch, for ever."""
 
-    def __init__(self, api: KubeApi, resource: Resource, store: Store, watch_seconds: float) -> None:
-        """``watch_seconds``: how long one watch lasts (``--sync``), and so how long a dead one can go unnoticed."""
+    def __init__(
+        self,
+        api: KubeApi,
+        resource: Resource,
+        store: Store,
+        watch_seconds: float,
+        freshness: Freshness | None = None,
+        stale_after: float = float("inf"),
+    ) -> None:
+        """``watch_seconds``: how long one watch lasts (``--sync``), and so how long a dead one can go unnoticed.
+
+        ``freshness`` is told of every sign of life. After ``stale_after`` seconds without one, a new list is made: what
+        a watch has yet to bring can't be seen from outside.
+        """
+        self._freshness = freshness or Freshness()
+        self._stale_after = stale_after
         self._api = api
         self._resource = resource
         self._store = store
@@ -163,6 +178,7 @@ class Reflector:
             self._store.remove(uid)
             await self._take_turns()
         self.version = page.metadata.resource_version
+        self._freshness.heard()
 
     def _fit_limit(self, size: int) -> None:
         if size > PAGE_BYTES:
@@ -173,6 +189,8 @@ class Reflector:
 
         A watch that ends with an error after it brought something is no failure to wait after: the version moved on.
         """
+        if self._freshness.age > self._stale_after:
+            raise _TooOldError("nothing was heard of it for too long")
         started, before = time.monotonic(), self.version
         seconds = self._watch_seconds * random.uniform(0.9, 1.1)  # noqa: S311  # spreads load, keeps no secret
         query = {
@@ -183,6 +201,7 @@ class Reflector:
         }
         try:
             async with self._api.stream(self._resource.path, query, seconds + WATCH_GRACE) as chunks:
+                self._freshness.heard()
                 rest = b""
                 async for chunk in chunks:
                     *lines, rest = (rest + chunk).split(b"\n")
@@ -204,6 +223,8 @@ class Reflector:
 
     def _apply(self, line: bytes) -> None:
         event = _EVENT.decode(line)
+        if event.type != "ERROR":
+            self._freshness.heard()
         if event.type == "BOOKMARK":
             self.version = _BOOKMARK.decode(event.object).metadata.resource_version
             return

@@ -158,6 +158,7 @@ class Sandbox:
             node_authorization=False,
             container_credentials=False,
             container_credentials_webhook=None,
+            stale_after=timedelta(minutes=3),
             prometheus_listen_addr=None,
             pprof_listen_addr=None,
         )
