@@ -40,7 +40,7 @@ SERVER = {
     "grpc_server_msg_sent_total": GRPC,
     "grpc_server_tls_certificate_expiry_seconds": None,
 }
-HANDLERS = {"credentials", "roleName", "health", "proxy"}
+HANDLERS = {"credentials", "roleName", "health", "proxy", "containerCredentials"}
 BOUNDS = [0.001 * 2**power for power in range(13)]
 
 
