@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -115,9 +116,10 @@ class Evaluator:
                 self._waiting.discard(question)
                 self._tell(namespace)
         finally:
-            if self._worker is not None and self._worker.returncode is None:
-                self._worker.kill()
-                await self._worker.wait()
+            if self._worker is not None:
+                if self._worker.returncode is None:
+                    self._worker.kill()
+                await _ended(self._worker)
 
     def _decide_inline(self, role_arn: str, expression: str) -> Decision:
         started = time.thread_time()
@@ -174,7 +176,7 @@ class Evaluator:
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
-            code = await worker.wait()
+            code = await _ended(worker)
             raise _WorkerError(f"the process ended with {code}", True, code)
         allowed, explanation, refusal = json.loads(line)
         return Decision(allowed, explanation, Refusal(refusal))
@@ -193,3 +195,14 @@ class Evaluator:
         if await worker.stdout.readline() != READY:
             raise _WorkerError(f"the process ended with {await worker.wait()}")
         return worker
+
+
+async def _ended(worker: asyncio.subprocess.Process) -> int:
+    """Wait for the process to end; its exit code."""
+    code = await worker.wait()
+    if worker.stdin is not None:
+        worker.stdin.close()
+        # Else asyncio tells of it, with a traceback, whenever the garbage collector finds the broken pipe.
+        with contextlib.suppress(OSError):
+            await worker.stdin.wait_closed()
+    return code

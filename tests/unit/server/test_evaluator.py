@@ -159,6 +159,29 @@ async def test_process_that_is_killed_is_started_again_and_refuses_nobody(monkey
         assert (await bench.decide(r".*/\pL+", APP + "s")).allowed
 
 
+async def test_evaluator_that_is_stopped_in_mid_question_leaves_no_broken_pipe_to_be_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def stop_in_mid_question() -> None:
+        async with running() as bench:
+            await bench.decide(r".*/\pL+")
+            worker = bench.evaluator._worker
+            assert worker is not None
+            pipe = worker.stdin
+            assert pipe is not None
+            os.kill(worker.pid, signal.SIGSTOP)
+            bench.evaluator.decide("ns", APP + "y" * 200_000, r".*/\pL+")
+            await until(lambda: pipe.transport.get_write_buffer_size() > 0)
+
+    await stop_in_mid_question()
+    # Once for what asyncio's callbacks still hold, once when they have run.
+    for _ in range(2):
+        gc.collect()
+        await asyncio.sleep(0)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 @given(st.from_regex(r"[a\\d.*+?|(){}\[\]^$1,pL]{0,20}", fullmatch=True))
 def test_cheap_answer_is_the_plain_answer(expression: str) -> None:
     decision = Evaluator(True, lambda name: None).decide("ns", APP, expression)
