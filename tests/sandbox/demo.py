@@ -24,19 +24,22 @@ MAKING = "making a node in a box: namespaces, certificates, Kubernetes API, STS,
 WIDEST_WHO = 11
 WIDEST_ASKS = 33
 PERMITTED = rf"{ROLE_BASE_ARN}(cart|team/billing)"
+TOKEN = "/latest/api/token"
 ROLE, SESSION_NAME = "iam.amazonaws.com/role", "iam.amazonaws.com/session-name"
 ANNOTATIONS: dict[str, dict[str, str]] = {
     "cart": {ROLE: "cart"},
     "billing": {ROLE: "/team/billing", SESSION_NAME: "billing"},
     "greedy": {ROLE: "admin"},
     "bare": {},
+    "new": {ROLE: "cart"},
 }
 """Of the pods, by name."""
 SESSIONS = "assumed-role/ROLE/SESSION: the session name, kiam-<annotation or --session>, is what CloudTrail shows"
 
 TITLES = {
     "before": "without kiam",
-    "with": "with kiam server and kiam agent --dataplane={dataplane}",
+    "with": "with kiam server and kiam agent --dataplane={dataplane} --pod-uid=check",
+    "away": "instance metadata down",
     "killed": "kiam agent killed (SIGKILL)",
 }
 
@@ -68,6 +71,7 @@ class Demo:
             self.live = live
             self.without_kiam()
             self.with_kiam()
+            self.without_instance_metadata()
             self.agent_killed()
             self.say("")
         return all(step.good for step in self.steps)
@@ -95,15 +99,15 @@ class Demo:
         self.steps.append(Step(part, who, what, answer, good, note))
         self.say("")
 
-    # ---- the three parts
+    # ---- the parts
 
     def without_kiam(self) -> None:
         """The node's role is anybody's."""
         box = self.box
         box.add_namespace("shop", PERMITTED)
         self.say("making the pods")
-        pods = [box.add_pod(name, None, "shop", annotations) for name, annotations in ANNOTATIONS.items()]
-        self.cart, self.billing, self.greedy, self.bare = pods
+        pods = [box.add_pod(name, None, "shop", notes, known=name != "new") for name, notes in ANNOTATIONS.items()]
+        self.cart, self.billing, self.greedy, self.bare, self.new = pods
         role = box.ask_from_host(CREDENTIALS).text
         self.show("before", "the host", "instance metadata: my role?", role, good=role == "node-role")
         got = self.cart.boto3()
@@ -118,7 +122,7 @@ class Demo:
         self.say("starting kiam server")
         box.start_server()
         self.say("starting kiam agent")
-        box.start_agent()
+        box.start_agent("--pod-uid=check", "--node-name=node-1")
         self.identity(self.cart, "assumed-role/cart/kiam-")
         self.identity(self.billing, "assumed-role/billing/kiam-billing")
         answer = self.cart.credentials("team/billing")
@@ -160,8 +164,35 @@ class Demo:
         )
         text = _attempt(lambda: self.cart.ask_ipv6(CREDENTIALS, timeout=1).text)
         self.show("with", "pod cart", "HTTP: my role? over IPv6", text, good=text == "cart")
+        self.who_is_asking()
         role = box.ask_from_host(CREDENTIALS).text
         self.show("with", "the host", "instance metadata: my role?", role, good=role == "node-role", note="untouched")
+
+    def who_is_asking(self) -> None:
+        """The kernel says whose socket it is, before the API has an address and against one that is another's."""
+        self.box.schedule(self.new, annotations=ANNOTATIONS["new"])
+        self.say("asking in pod new")
+        answer = self.new.credentials("cart")
+        got = answer.json().get("Code", "") if answer.status == 200 else answer.text.strip()
+        good = got == "Success"
+        self.show(
+            "with", "pod new", "HTTP: credentials of cart", got, good=good, note="the API has no address of it yet"
+        )
+        answer = self.greedy.ask_as(self.cart, CREDENTIALS + "cart")
+        text = _line(answer.status, answer.text)
+        self.show("with", "pod greedy", "the same from pod cart's address", text, good=answer.status == 403)
+        token = self.cart.ask(TOKEN, "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}).text
+        for pod, status in ((self.cart, 200), (self.billing, 401)):
+            answer = pod.ask(CREDENTIALS, headers={"X-aws-ec2-metadata-token": token})
+            text = answer.text.strip() if answer.status == 200 else _line(answer.status, answer.text.partition(",")[0])
+            self.show("with", f"pod {pod.name}", "my role? with pod cart's token", text, good=answer.status == status)
+
+    def without_instance_metadata(self) -> None:
+        """Session tokens are the agent's own, so credentials need nothing of the real service."""
+        self.box.aws.faults(imds="fail")
+        status = self.box.ask_from_host(CREDENTIALS).status
+        self.show("away", "the host", "instance metadata: my role?", str(status), good=status == 503)
+        self.identity(self.cart, "assumed-role/cart/kiam-", "away", "session token: the agent's")
 
     def agent_killed(self) -> None:
         """No agent, no credentials; above all not the node's."""
@@ -173,12 +204,12 @@ class Demo:
         text = _name(got)
         self.show("killed", "pod cart", "boto3: who am I?", text, good="arn" not in got, note="never the node's")
 
-    def identity(self, pod: Pod, expected: str) -> None:
+    def identity(self, pod: Pod, expected: str, part: str = "with", note: str = "") -> None:
         """A pod's boto3 session tells who it is."""
         self.say(f"boto3 in pod {pod.name}")
         got = pod.boto3()
         text = _name(got)
-        self.show("with", f"pod {pod.name}", "boto3 (IMDSv2): who am I?", text, good=expected in text)
+        self.show(part, f"pod {pod.name}", "boto3 (IMDSv2): who am I?", text, good=expected in text, note=note)
 
 
 def _columns() -> Table:
@@ -245,7 +276,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     started = time.monotonic()
-    box = NodeInABox(dataplane)
+    box = NodeInABox(dataplane, needs_cgroups=True)
     try:
         with ExitStack() as stack:
             with console.status(MAKING):

@@ -136,6 +136,11 @@ class Pod:
         cgroup = self.box.pod_cgroup(self) if self.box.needs_cgroups else None
         return self.net.netns.call(fetch, host, port, path, method, headers, body, timeout, cgroup=cgroup)
 
+    def ask_as(self, other: Pod, path: str) -> Answer:
+        """Ask the metadata address from another pod's address, by a process of this pod's."""
+        cgroup = self.box.pod_cgroup(self)
+        return other.net.netns.call(fetch, str(METADATA_IPV4), 80, path, "GET", None, None, 8.0, cgroup=cgroup)
+
     def ask_ipv6(self, path: str, timeout: float = 8.0) -> Answer:
         """Ask the IPv6 metadata address."""
         return self.ask(path, host=str(METADATA_IPV6), timeout=timeout)
@@ -184,11 +189,13 @@ class Pod:
 class NodeInABox:
     """The whole sandbox. A context manager; ``start_server`` and ``start_agent`` start kiam itself.
 
-    ``dataplane`` is what the agent is started with; ``none`` installs nothing.
+    ``dataplane`` is what the agent is started with; ``none`` installs nothing. ``needs_cgroups``: even a single request
+    has to come out of its pod's cgroup, as the dataplane or ``--pod-uid`` goes by it.
     """
 
-    def __init__(self, dataplane: str = "iptables", cni: str = "calico") -> None:
+    def __init__(self, dataplane: str = "iptables", cni: str = "calico", *, needs_cgroups: bool = False) -> None:
         self.dataplane = dataplane
+        self.needs_cgroups = needs_cgroups or dataplane == "ebpf"
         self._cni = cni
         self._stack = ExitStack()
         self._started = 0
@@ -241,11 +248,6 @@ class NodeInABox:
         return self.node.call(fetch, str(NODE_IPV4), AGENT_PORT, path, "GET", None, None, timeout)
 
     @property
-    def needs_cgroups(self) -> bool:
-        """Whether the dataplane works by cgroup, so that even a single request has to come out of the right one."""
-        return self.dataplane == "ebpf"
-
-    @property
     def environment(self) -> dict[str, str]:
         """Makes kiam's own processes take this box's cgroup for the machine's, and leave a traceback if they crash."""
         return {"KIAM_EBPF_CGROUP": str(self.cgroup.root), "PYTHONFAULTHANDLER": "1"}
@@ -296,6 +298,21 @@ class NodeInABox:
                 phase=phase,
                 host_address=str(NODE_IPV4),
                 addresses=[str(pod.net.address6)],
+                uid=pod.uid,
+            )
+        )
+
+    def schedule(self, pod: Pod, role: str | None = None, annotations: Mapping[str, str] | None = None) -> float:
+        """Make the Pod object as it is once it is scheduled, without an address; when, as time.monotonic() has it."""
+        return self.api.apply(
+            kubeapi.pod(
+                pod.name,
+                None,
+                role,
+                namespace=pod.namespace,
+                annotations=annotations,
+                phase="Pending",
+                host_address=str(NODE_IPV4),
                 uid=pod.uid,
             )
         )

@@ -7,18 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sandbox import kubeapi
-from tests.sandbox.netns import METADATA_IPV4, NODE_IPV4
-from tests.sandbox.node import CREDENTIALS, Answer, NodeInABox, Pod, fetch, needs_root
+from tests.sandbox.netns import NODE_IPV4
+from tests.sandbox.node import CREDENTIALS, NodeInABox, fetch, needs_root
 from tests.sandbox.process import wait_until
-
-
-class BoxWithCgroups(NodeInABox):
-    """Every request of a pod comes out of its own cgroup."""
-
-    @property
-    def needs_cgroups(self) -> bool:
-        return True
 
 
 @pytest.fixture(scope="module", params=["iptables", "nftables", "ebpf"])
@@ -26,7 +17,7 @@ def box(request: pytest.FixtureRequest) -> Iterator[NodeInABox]:
     why = needs_root()
     if why is not None:
         pytest.skip(why)
-    with BoxWithCgroups(request.param) as box:
+    with NodeInABox(request.param, needs_cgroups=True) as box:
         box.add_namespace("default")
         box.start_server()
         box.start_agent("--pod-uid=check", "--node-name=node-1")
@@ -37,15 +28,9 @@ def counter(box: NodeInABox, name: str) -> float:
     return next(float(line.split()[1]) for line in box.metrics("agent").splitlines() if line.startswith(f"{name} "))
 
 
-def ask_as(box: NodeInABox, thief: Pod, victim: Pod, path: str) -> Answer:
-    """A process of one pod's asks from another one's address."""
-    cgroup = box.pod_cgroup(thief)
-    return victim.net.netns.call(fetch, str(METADATA_IPV4), 80, path, "GET", None, None, 8.0, cgroup=cgroup)
-
-
 def test_scheduled_pod_is_answered_before_its_address_is_reported(box: NodeInABox) -> None:
     pod = box.add_pod("early", known=False)
-    box.api.apply(kubeapi.pod(pod.name, None, "early", phase="Pending", host_address=str(NODE_IPV4), uid=pod.uid))
+    box.schedule(pod, "early")
     # Long before the 5 s of a request are over, as nobody ever says that this address is the pod's.
     began = time.monotonic()
     assert pod.role().text == "early"
@@ -62,7 +47,7 @@ def test_pod_at_another_ones_address_is_refused_and_called_an_attack(box: NodeIn
     assert thief.credentials("thief").status == 200
     before = counter(box, "kiam_agent_impostors_total")
     for path in (CREDENTIALS, CREDENTIALS + "victim", CREDENTIALS + "thief"):
-        assert ask_as(box, thief, victim, path).status == 403
+        assert thief.ask_as(victim, path).status == 403
     assert counter(box, "kiam_agent_impostors_total") >= before + 3
     assert box.agent is not None
     assert thief.uid in next(line for line in box.agent.output().splitlines() if "attack" in line)
