@@ -15,14 +15,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kubeconfig", default="", metavar="FILE", help="how to reach the Kubernetes API; empty: as the pod it runs in"
     )
-    parser.add_argument("--namespace", type=flag_type(namespace, "namespace"), default="kube-system", help="its own")
-    parser.add_argument("--daemonset", required=True, metavar="NAME", help="which one; it is deleted in the end")
     parser.add_argument(
-        "--selector", type=flag_type(label_selector, "labels"), required=True, metavar="LABELS", help="of its pods"
+        "--namespace",
+        type=flag_type(namespace, "namespace"),
+        default="kube-system",
+        help="the DaemonSet's namespace (kube-system)",
+    )
+    parser.add_argument("--daemonset", required=True, metavar="NAME", help="the DaemonSet; deleted when done")
+    parser.add_argument(
+        "--selector",
+        type=flag_type(label_selector, "labels"),
+        required=True,
+        metavar="LABELS",
+        help="labels of its pods, such as app=kiam,component=test",
     )
     parser.add_argument("--container", required=True, metavar="NAME", help="the init container that runs the command")
     parser.add_argument(
-        "--timeout", type=duration, default=timedelta(minutes=5), metavar="DURATION", help="for all nodes together"
+        "--timeout",
+        type=duration,
+        default=timedelta(minutes=5),
+        metavar="DURATION",
+        help="how long to wait for all nodes together (5m)",
     )
 
 

@@ -34,19 +34,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     install = _action(actions, "install", "put the redirect in, or bring an older one up to date")
-    install.add_argument("--dataplane", choices=tuple(DATAPLANES), required=True, help="which one")
+    install.add_argument("--dataplane", choices=tuple(DATAPLANES), required=True, help="the dataplane to install")
     add_wanted_state(install)
     add_keep_others(install)
 
     remove = _action(actions, "remove", "take out all that is ours, and nothing else")
     which = remove.add_mutually_exclusive_group()
-    which.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="which one")
+    which.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="the dataplane to remove (all)")
     which.add_argument(
         "--all", action="store_const", const=ALL, dest="dataplane", help="everything of kiam's off this node (default)"
     )
 
     status = _action(actions, "status", "show what is installed and what it has counted; exit 0 if it is as wanted")
-    status.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="which one")
+    status.add_argument("--dataplane", choices=(*DATAPLANES, ALL), default=ALL, help="the dataplane to show (all)")
     add_wanted_state(status)
     status.add_argument("--output", choices=("table", "json"), default="table", help="for people or for programs")
     status.add_argument("--watch", action="store_true", help="show it again every second, until Ctrl-C")

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dataplane",
         choices=(AUTO, *DATAPLANES, BY_HAND),
         default=AUTO,
-        help="which one has to be installed; none: a rule made by hand; auto (default): whichever is found",
+        help="the dataplane that has to be installed; none: a rule made by hand; auto (default): whichever is found",
     )
     add_wanted_state(parser)
     # Read from what is installed: a flag that isn't given must not be taken for a wish.

@@ -107,7 +107,13 @@ def tls_files(arguments: argparse.Namespace) -> TLSFiles:
 def add_telemetry(parser: argparse.ArgumentParser) -> None:
     """Prometheus and profiling flags, which agent and server have."""
     parser.add_argument("--prometheus-listen-addr", metavar="HOST:PORT", help="serve /metrics there")
-    parser.add_argument("--prometheus-sync-interval", type=duration, default=timedelta(seconds=5), metavar="DURATION")
+    parser.add_argument(
+        "--prometheus-sync-interval",
+        type=duration,
+        default=timedelta(seconds=5),
+        metavar="DURATION",
+        help="accepted for compatibility; metrics are always of the moment they are asked for",
+    )
     parser.add_argument("--pprof-listen-addr", metavar="HOST:PORT", help="serve a CPU profile of this process there")
 
 
@@ -127,7 +133,13 @@ def add_server_client(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="deprecated, ignored",
     )
-    parser.add_argument("--gateway-timeout-creation", type=duration, default=timedelta(seconds=1), metavar="DURATION")
+    parser.add_argument(
+        "--gateway-timeout-creation",
+        type=duration,
+        default=timedelta(seconds=1),
+        metavar="DURATION",
+        help="the agent logs a warning if it has no server after this long (1s), and goes on trying",
+    )
     add_keepalive(parser)
     add_boolean(parser, "--grpc-keepalive-permit-without-stream", False, "send keepalive pings even without a call")
 
@@ -135,10 +147,18 @@ def add_server_client(parser: argparse.ArgumentParser) -> None:
 def add_keepalive(parser: argparse.ArgumentParser) -> None:
     """gRPC keepalive, which both ends have."""
     parser.add_argument(
-        "--grpc-keepalive-time-duration", type=positive_duration, default=timedelta(seconds=10), metavar="DURATION"
+        "--grpc-keepalive-time-duration",
+        type=positive_duration,
+        default=timedelta(seconds=10),
+        metavar="DURATION",
+        help="send a keepalive ping after so long without traffic (10s)",
     )
     parser.add_argument(
-        "--grpc-keepalive-timeout-duration", type=positive_duration, default=timedelta(seconds=2), metavar="DURATION"
+        "--grpc-keepalive-timeout-duration",
+        type=positive_duration,
+        default=timedelta(seconds=2),
+        metavar="DURATION",
+        help="close the connection if a keepalive ping isn't answered within this time (2s)",
     )
 
 

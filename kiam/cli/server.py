@@ -107,7 +107,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_policy(parser)
     add_sessions(parser)
-    parser.add_argument("--session-duration", type=duration, default=timedelta(minutes=15), metavar="DURATION")
+    parser.add_argument(
+        "--session-duration",
+        type=duration,
+        default=timedelta(minutes=15),
+        metavar="DURATION",
+        help="how long credentials live that STS is asked for (15m; STS takes 15m to 12h, role chaining at most 1h)",
+    )
     parser.add_argument(
         "--session-refresh",
         type=duration,
@@ -124,12 +130,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--region", default="", help="use this region's STS endpoint; empty: the global one")
     add_keepalive(parser)
-    for flag in (
-        "--grpc-max-connection-idle-duration",
-        "--grpc-max-connection-age-duration",
-        "--grpc-max-connection-age-grace-duration",
+    for flag, what in (
+        ("--grpc-max-connection-idle-duration", "close a connection that has had no call for so long (15m)"),
+        ("--grpc-max-connection-age-duration", "have agents connect anew after so long (15m)"),
+        ("--grpc-max-connection-age-grace-duration", "how long calls under way may go on after that (15m)"),
     ):
-        parser.add_argument(flag, type=duration, default=timedelta(minutes=15), metavar="DURATION")
+        parser.add_argument(flag, type=duration, default=timedelta(minutes=15), metavar="DURATION", help=what)
     add_boolean(
         parser,
         "--node-authorization",

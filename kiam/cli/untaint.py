@@ -28,7 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kubeconfig", default="", metavar="FILE", help="how to reach the Kubernetes API; empty: as the pod it runs in"
     )
     parser.add_argument(
-        "--taint", type=flag_type(_taint, "taint"), default="kiam.io/agent-not-ready", metavar="KEY", help="its key"
+        "--taint",
+        type=flag_type(_taint, "taint"),
+        default="kiam.io/agent-not-ready",
+        metavar="KEY",
+        help="the taint's key (kiam.io/agent-not-ready)",
     )
     parser.add_argument(
         "--namespace", type=flag_type(namespace, "namespace"), default="kube-system", help="where the agents' pods are"

@@ -30,6 +30,7 @@ ARGUMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("dataplane", "status"): ("", f"{REDIRECT} --output=json"),
     ("dataplane", "verify"): ("", REDIRECT, f"{REDIRECT} --dataplane=ebpf --output=json", "--fix --no-live"),
     ("untaint",): ("--kubeconfig=nowhere",),
+    ("collect",): ("--kubeconfig=nowhere --daemonset=kiam-test --selector=app=kiam --container=verify",),
     ("health",): (f"{TLS} --server-address=127.0.0.1:9",),
     ("config", "check", "agent"): (f"{TLS} --host=10.9.9.9 --server-address=127.0.0.1:9", "--level=loud"),
     ("config", "check", "server"): (f"{TLS} --role-base-arn=arn:aws:iam::123456789012:role/ --kubeconfig=nowhere",),
