@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import agent, credentials, dataplanes, fairness, fanout, push, server
+from tests.bench import agent, credentials, dataplanes, fairness, fanout, push, server, strangers
 from tests.sandbox.node import NodeInABox, needs_root
 
 Rows = list[dict[str, Any]]
@@ -32,6 +32,8 @@ GOALS = {
     "push": "goal: at most 5 ms over STS's own time",
     "outages": "goal: 0 failed for known pods",
     "server": "goal: 10,000 pods at most about 60 MiB over the empty server",
+    "start": "goal: TLS accepted within 0.3 s of the process's start",
+    "strangers": "goal: memory bounded, and an agent's calls as before",
     "fairness": "goal: the other pod's credentials within two STS times (and the Kubernetes API's way), "
     "whatever one tenant has waiting",
     "fanout": "",
@@ -65,6 +67,8 @@ SECTIONS: dict[str, Callable[[Say], dict[str, Rows]]] = {
     "agent": lambda say: {"agent": agent.measure(say)},
     "dataplanes": lambda say: {"dataplanes": dataplanes.measure(say)},
     "server": lambda say: {"server": server.measure(say)},
+    "start": lambda say: {"start": strangers.measure_start(say)},
+    "strangers": lambda say: {"strangers": strangers.measure_strangers(say)},
     "fairness": lambda say: {"fairness": uvloop.run(fairness.measure(say))},
     "fanout": run_fanout,
 }
