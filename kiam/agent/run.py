@@ -75,7 +75,13 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
         calls = UnaryCalls(client, clock)
         identities = NodeIdentities(core, calls, watcher, clock, metrics)
         stack.callback(watcher.start(identities.heard).close)
-        follower = StreamFollower(client, identities, settings.node_name, str(settings.host))
+        follower = StreamFollower(
+            client,
+            identities,
+            settings.node_name,
+            str(settings.host),
+            host_network_pods=settings.serves_host_network_pods,
+        )
         await stack.enter_async_context(
             _background(stop, client.run(), follower.run(), notice_steps(clock, metrics.clock_steps.inc))
         )

@@ -110,3 +110,10 @@ class AgentSettings:
     prometheus_listen_addr: str | None
     pprof_listen_addr: str | None
     limits: Limits = Limits()
+
+    @property
+    def serves_host_network_pods(self) -> bool:
+        """Whether pods on the host network get their own roles: they come here, and the kernel tells them apart."""
+        if self.pod_uid is PodUidMode.OFF or self.dataplane is None:
+            return False
+        return self.dataplane.host_network is HostNetwork.REDIRECT

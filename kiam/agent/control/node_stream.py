@@ -63,12 +63,22 @@ class _Stream:
 class StreamFollower:
     """Keeps :class:`NodeIdentities` fed, over one stream after another."""
 
-    def __init__(self, client: ServerClient, identities: NodeIdentities, node_name: str, host_ip: str) -> None:
+    def __init__(
+        self,
+        client: ServerClient,
+        identities: NodeIdentities,
+        node_name: str,
+        host_ip: str,
+        *,
+        host_network_pods: bool = False,
+    ) -> None:
+        """``host_network_pods``: whether pods on the host network can be told apart, and so are to be pushed too."""
         self._client = client
         self._identities = identities
         self._pods = identities.core.pods
         self._node_name = node_name
         self._host_ip = host_ip
+        self._host_network_pods = host_network_pods
         self._told: str | None = None
         self.settled = asyncio.Event()
         """Set once it is known how pods are to be answered: a complete snapshot, or a server without streams."""
@@ -95,7 +105,11 @@ class StreamFollower:
         pods, credentials = known = self._pods.known()
         asked_at = self._identities.asked()
         request = kiam_pb2.WatchNodeRequest(
-            node_name=self._node_name, host_ip=self._host_ip, known_pods=pods, known_credentials=credentials
+            node_name=self._node_name,
+            host_ip=self._host_ip,
+            known_pods=pods,
+            known_credentials=credentials,
+            host_network_pods=self._host_network_pods,
         )
         call = self._client.stub.WatchNode(request, wait_for_ready=True)
         updates = aiter(call)

@@ -39,6 +39,7 @@ class NodeStream:
         self._hub = hub
         self.node_name = node_name
         self.host_ip = host_ip
+        self.host_network_pods = request.host_network_pods
         self._gone: dict[str, None] = {}
         self._changed: dict[str, None] = {}
         self._identities: dict[Identity, None] = {}
@@ -59,7 +60,9 @@ class NodeStream:
         return [uid for uid, other in self._identity_of.items() if other == identity]
 
     def covers(self, pod: Pod) -> bool:
-        """Whether the pod is this node's."""
+        """Whether the pod is this node's, and one that the agent can tell from others."""
+        if pod.host_network and not self.host_network_pods:
+            return False
         if self.node_name:
             return pod.node == self.node_name
         if pod.host_ip:
@@ -219,6 +222,8 @@ class NodeStreams:
         self._open.add(stream)
         index, key = self._place(stream)
         index.setdefault(key, set()).add(stream)
+        if stream.host_network_pods:
+            self.pods.want_host_network(key)
         stream.start()
         if self._ending:
             stream.end()
@@ -231,6 +236,8 @@ class NodeStreams:
         _discard(index, key, stream)
         for identity in stream.identities():
             _discard(self._by_identity, identity, stream)
+        if stream.host_network_pods:
+            self.pods.unwant_host_network(key)
 
     def end_all(self) -> None:
         """End every stream, and those that come yet."""
@@ -265,6 +272,7 @@ class NodeStreams:
         if with_role is None:
             return None
         message = kiam_pb2.Pod(uid=pod.uid, namespace=pod.namespace, name=pod.name, role=with_role.role)
+        message.host_network = pod.host_network
         message.imds_tokens = pod.imds_tokens or self._namespaces.imds_tokens(pod.namespace)
         message.addresses.extend(address for address in pod.addresses if self._has(pod, address))
         allowed = None

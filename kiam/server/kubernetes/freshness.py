@@ -96,4 +96,4 @@ class NodeProofs:
         }
 
     def _known(self, node: str) -> Claims:
-        return {pod.uid: frozenset(pod.addresses) for pod in self._pods.of_node(node)}
+        return {pod.uid: frozenset(pod.addresses) for pod in self._pods.of_node(node) if not pod.host_network}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Set
 
 from kiam.server.kubernetes.objects import Namespace, Pod
@@ -15,9 +16,10 @@ class MultiplePodsError(Exception):
 
 
 class PodStore:
-    """Active pods that don't share their node's network, by UID, address, node and namespace.
+    """Active pods, by UID, address, node and namespace.
 
-    Finished pods (phase Succeeded or Failed) and pods on the host network are as good as gone.
+    Finished pods (phase Succeeded or Failed) are as good as gone. So are pods on the host network, but for those that
+    are annotated with a role while somebody who can tell them apart wants them (:meth:`want_host_network`).
     """
 
     def __init__(self) -> None:
@@ -27,6 +29,9 @@ class PodStore:
         self._by_namespace: dict[str, set[str]] = {}
         self._listeners: list[PodListener] = []
         self._node_of_host: dict[str, str] = {}
+        self._on_host: dict[str, Pod] = {}
+        """All active pods on the host network that are annotated, wanted or not."""
+        self._host_network_wanted: Counter[str] = Counter()
 
     def listen(self, listener: PodListener) -> None:
         """Have every change told, while it is being made and so in order; a listener must not block."""
@@ -37,7 +42,7 @@ class PodStore:
 
     def uids(self) -> set[str]:
         """Those of all pods."""
-        return set(self._pods)
+        return {*self._pods, *self._on_host}
 
     def get(self, uid: str) -> Pod | None:
         """The pod with a UID."""
@@ -89,9 +94,46 @@ class PodStore:
         """Take over a pod as it is now."""
         if pod.host_ip and pod.node:
             self._node_of_host[pod.host_ip] = pod.node
-        if not pod.active or pod.host_network:
+        if not pod.active or (pod.host_network and not pod.role):
             self.remove(pod.uid)
             return
+        if pod.host_network:
+            self._on_host[pod.uid] = pod
+            if not self._wants(pod):
+                self._take_out(pod.uid)
+                return
+        else:
+            self._on_host.pop(pod.uid, None)
+        self._put(pod)
+
+    def remove(self, uid: str) -> None:
+        """Forget a pod; one that isn't known is fine."""
+        self._on_host.pop(uid, None)
+        self._take_out(uid)
+
+    def want_host_network(self, host: str) -> None:
+        """Have the annotated host-network pods of a node, given by name or address, among the pods.
+
+        They have no addresses, so nobody is taken for one of them by address. :meth:`unwant_host_network` undoes it.
+        """
+        self._host_network_wanted[host] += 1
+        if self._host_network_wanted[host] == 1:
+            for pod in [pod for pod in self._on_host.values() if host in (pod.node, pod.host_ip)]:
+                self._put(pod)
+
+    def unwant_host_network(self, host: str) -> None:
+        """Undo one :meth:`want_host_network`."""
+        self._host_network_wanted[host] -= 1
+        if not self._host_network_wanted[host]:
+            del self._host_network_wanted[host]
+            for pod in [pod for pod in self._on_host.values() if host in (pod.node, pod.host_ip)]:
+                if not self._wants(pod):
+                    self._take_out(pod.uid)
+
+    def _wants(self, pod: Pod) -> bool:
+        return pod.node in self._host_network_wanted or pod.host_ip in self._host_network_wanted
+
+    def _put(self, pod: Pod) -> None:
         old = self._pods.get(pod.uid)
         if old == pod:
             return
@@ -101,8 +143,7 @@ class PodStore:
         self._index(pod)
         self._tell(old, pod)
 
-    def remove(self, uid: str) -> None:
-        """Forget a pod; one that isn't known is fine."""
+    def _take_out(self, uid: str) -> None:
         old = self._pods.pop(uid, None)
         if old is not None:
             self._unindex(old)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from grpc import aio
@@ -172,6 +174,50 @@ async def test_host_network_and_finished_pods_are_not_sent(sandbox: Sandbox, kub
     watch = (await sandbox.connect(await sandbox.start())).watch(node_name="n1")
     await watch.snapshot()
     assert set(watch.pods) == {"a", "b"}
+
+
+async def test_annotated_host_network_pods_are_sent_without_addresses_to_those_who_ask(
+    sandbox: Sandbox, kube: KubeApi
+) -> None:
+    on_node: dict[str, Any] = {"node": "n1", "host_address": "192.0.2.1", "host_network": True}
+    kube.load([pod("host", "192.0.2.1", "role-h", **on_node), pod("plain", "192.0.2.1", **on_node)])
+    client = await sandbox.connect(await sandbox.start())
+    before = client.watch(node_name="n1")
+    await before.snapshot()
+    await before.until(lambda: len(before.credentials) == 2)
+    watch = client.watch(node_name="n1", host_network_pods=True)
+    await watch.until(lambda: "role-h" in watch.credentials)
+    assert set(watch.pods) == {"a", "b", "host"}
+    host = watch.pods["host"]
+    assert host.host_network
+    assert not host.addresses
+    assert host.decision.allowed
+    # By address they stay unknown, and who doesn't ask hears nothing of them.
+    with pytest.raises(aio.AioRpcError) as refusal:
+        await client.stub.GetPodRole(kiam_pb2.GetPodRoleRequest(ip="192.0.2.1"), timeout=0.5)
+    assert refusal.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DEADLINE_EXCEEDED)
+    later = pod("later", "10.0.0.4", node="n1", host_address="192.0.2.1")
+    await before.quiet(lambda: kube.load([pod("host", "192.0.2.1", "role-i", uid=host.uid, **on_node), later]))
+    await watch.until(lambda: "role-i" in watch.credentials)
+    assert set(before.pods) == {"a", "b", "later"}
+    # The annotation gone, so is the pod.
+    kube.apply(pod("host", "192.0.2.1", uid=host.uid, **on_node))
+    await watch.until(lambda: "host" not in watch.pods)
+
+
+async def test_host_network_pod_is_withdrawn_from_an_agent_that_no_longer_tells_them_apart(
+    sandbox: Sandbox, kube: KubeApi
+) -> None:
+    kube.apply(pod("host", "192.0.2.1", "role-a", node="n1", host_address="192.0.2.1", host_network=True))
+    client = await sandbox.connect(await sandbox.start())
+    watch = client.watch(node_name="n1", host_network_pods=True)
+    await watch.until(lambda: "host" in watch.pods)
+    host = watch.pods["host"]
+    known = [kiam_pb2.KnownPod(uid=host.uid, fingerprint=host.fingerprint)]
+    again = client.watch(node_name="n1", known_pods=known)
+    await again.snapshot()
+    assert "pod_withdrawn" in again.log
+    assert set(again.pods) == {"a", "b"}
 
 
 async def test_contested_address_is_sent_with_nobody_until_one_claim_is_left(sandbox: Sandbox, kube: KubeApi) -> None:

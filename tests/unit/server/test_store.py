@@ -38,6 +38,41 @@ def test_finished_and_host_network_pods_are_as_good_as_gone(store: PodStore, cha
     assert not store.of_node("n1")
 
 
+def test_annotated_host_network_pods_are_there_while_they_are_wanted(store: PodStore) -> None:
+    told: list[tuple[bool, bool]] = []
+    store.listen(lambda old, new: told.append((old is not None, new is not None)))
+    store.put(make("a", role="app", host_network=True))
+    store.put(make("plain", host_network=True))
+    store.put(make("far", role="app", node="n2", host_network=True))
+    assert store.get("a") is None
+    assert store.uids() >= {"a", "far"}
+    store.want_host_network("n1")
+    store.want_host_network("n1")
+    assert [pod.uid for pod in store.of_node("n1")] == ["a"]
+    assert not store.of_node("n2")
+    store.put(make("late", role="app", host_network=True))
+    assert store.get("late") is not None
+    store.remove("late")
+    store.unwant_host_network("n1")
+    assert store.get("a") is not None
+    store.put(make("a", host_network=True))
+    assert store.get("a") is None
+    store.put(make("a", role="app", host_network=True))
+    store.unwant_host_network("n1")
+    assert len(store) == 0
+    store.remove("a")
+    assert "a" not in store.uids()
+    assert told == [(False, True), (False, True), (True, False), (True, False), (False, True), (True, False)]
+
+
+def test_host_network_pods_are_wanted_by_their_nodes_address_too(store: PodStore) -> None:
+    store.want_host_network("192.0.2.1")
+    store.put(make("a", role="app", host_network=True))
+    assert store.get("a") is not None
+    store.unwant_host_network("192.0.2.1")
+    assert store.get("a") is None
+
+
 def test_two_pods_equally_alive_are_not_guessed_between(store: PodStore) -> None:
     store.put(make("a", "10.0.0.1"))
     store.put(make("b", "10.0.0.1"))
@@ -109,19 +144,28 @@ pods = st.builds(
 )
 
 
-@given(st.lists(st.one_of(pods, st.sampled_from("abcde"))))
-def test_indexes_always_say_what_the_pods_do(history: list[Pod | str]) -> None:
-    store, model = PodStore(), dict[str, Pod]()
+@given(st.lists(st.one_of(pods, st.sampled_from("abcde"))), st.sampled_from(["", "n1"]))
+def test_indexes_always_say_what_the_pods_do(history: list[Pod | str], wanted: str) -> None:
+    store, model, unwanted = PodStore(), dict[str, Pod](), set[str]()
+    if wanted:
+        store.want_host_network(wanted)
     for step in history:
         if isinstance(step, str):
             store.remove(step)
             model.pop(step, None)
+            unwanted.discard(step)
         else:
             store.put(step)
             model.pop(step.uid, None)
+            unwanted.discard(step.uid)
             if step.active and not step.host_network:
                 model[step.uid] = step
-    assert store.uids() == set(model)
+            elif step.active and step.role:
+                if wanted and step.node == wanted:
+                    model[step.uid] = step
+                else:
+                    unwanted.add(step.uid)
+    assert store.uids() == {*model, *unwanted}
     for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
         owners = [pod for pod in model.values() if address in pod.addresses]
         assert Counter(pod.uid for pod in store.claimants(address)) == Counter(pod.uid for pod in owners)

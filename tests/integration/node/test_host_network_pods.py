@@ -1,0 +1,90 @@
+"""--host-network=redirect with --pod-uid: a pod on the node's own network gets its own role, by its UID.
+
+Serial, because the kubepods cgroups of tests that run at the same time come and go while they are looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.sandbox import kubeapi
+from tests.sandbox.netns import METADATA_IPV4, NODE_IPV4
+from tests.sandbox.node import CREDENTIALS, Answer, NodeInABox, fetch, needs_root
+from tests.sandbox.process import wait_until
+
+pytestmark = pytest.mark.serial
+
+FLAGS = ("--host-network=redirect", "--node-name=node-1")
+
+
+@pytest.fixture(scope="module", params=["iptables", "nftables", "ebpf"])
+def box(request: pytest.FixtureRequest) -> Iterator[NodeInABox]:
+    why = needs_root()
+    if why is not None:
+        pytest.skip(why)
+    with NodeInABox(request.param) as box:
+        box.add_namespace("default")
+        box.start_server()
+        # Before the agent starts, which looks for kubelet's cgroups.
+        box.cgroup.pod(str(uuid4()))
+        box.start_agent("--pod-uid=check", *FLAGS)
+        yield box
+
+
+class HostPod:
+    """A pod on the node's own network."""
+
+    def __init__(self, box: NodeInABox, role: str | None) -> None:
+        self.box, self.uid = box, str(uuid4())
+        self.name = f"host-{self.uid[:8]}"
+        self.cgroup = box.cgroup.pod(self.uid)
+        self.annotate(role)
+
+    def annotate(self, role: str | None) -> None:
+        address = str(NODE_IPV4)
+        self.box.api.apply(kubeapi.pod(self.name, address, role, host_address=address, host_network=True, uid=self.uid))
+
+    def ask(self, path: str) -> Answer:
+        return self.box.node.call(fetch, str(METADATA_IPV4), 80, path, cgroup=self.cgroup)
+
+
+def test_each_gets_its_own_role_and_only_that(box: NodeInABox) -> None:
+    one, two = HostPod(box, "one"), HostPod(box, "two")
+    for pod, own, other in ((one, "one", "two"), (two, "two", "one")):
+        assert wait_until(lambda: pod.ask(CREDENTIALS).status == 200, "the server to tell of the pod")  # noqa: B023
+        assert pod.ask(CREDENTIALS).text == own
+        assert pod.ask(CREDENTIALS + own).status == 200
+        assert pod.ask(CREDENTIALS + other).status == 403
+    keys = [pod.ask(CREDENTIALS + role).json()["AccessKeyId"] for pod, role in ((one, "one"), (two, "two"))]
+    assert len(set(keys)) == 2
+    one.annotate(None)
+    assert wait_until(lambda: one.ask(CREDENTIALS + "one").status != 200, "the annotation's end to count")
+    assert two.ask(CREDENTIALS + "two").status == 200
+
+
+def test_without_an_annotation_it_is_refused_whatever_others_there_have(box: NodeInABox) -> None:
+    annotated, plain = HostPod(box, "annotated"), HostPod(box, None)
+    assert wait_until(lambda: annotated.ask(CREDENTIALS).status == 200, "the server to tell of the pod")
+    for path in (CREDENTIALS, CREDENTIALS + "annotated"):
+        assert plain.ask(path).status in (404, 503), path
+
+
+def test_the_nodes_own_software_and_the_agent_keep_the_nodes(box: NodeInABox) -> None:
+    HostPod(box, "unrelated")
+    # The agent runs in the same cgroup as this, and its own requests for what it passes on go the same way.
+    assert box.ask_from_host("/latest/meta-data/instance-id").text.startswith("i-")
+    assert box.ask_from_host(CREDENTIALS).text != "unrelated"
+    health = box.ask_agent("/health")
+    assert health.status == 200
+    assert health.text.startswith("i-")
+
+
+def test_without_the_kernels_word_they_stay_refused(box: NodeInABox) -> None:
+    box.start_agent(*FLAGS)
+    try:
+        assert HostPod(box, "unknown").ask(CREDENTIALS).status in (404, 503)
+    finally:
+        box.start_agent("--pod-uid=check", *FLAGS)
