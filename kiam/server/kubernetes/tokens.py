@@ -93,7 +93,7 @@ def read_claims(token: str) -> tuple[float, str]:
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         claims = msgspec.json.decode(payload, type=_Claims)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+    except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError):
         raise TokenRefusedError("the token is no projected service account token") from None
     if AUDIENCE not in ([claims.aud] if isinstance(claims.aud, str) else claims.aud):
         raise TokenRefusedError(f"the token is not for the audience {AUDIENCE}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable
 from typing import Any
 
@@ -98,6 +99,15 @@ async def test_tokens_that_prove_nothing_are_refused_before_the_api_is_asked(cli
     ):
         assert await refusal(ask(client, token, "10.0.0.1")) == (Code.UNAUTHENTICATED, why)
     assert kube.requests["create tokenreviews"] == 0
+
+
+async def test_a_token_whose_claims_nest_without_end_is_no_bug_of_the_servers(client: Client, kube: KubeApi) -> None:
+    claims = f'{{"aud":"{AUDIENCE}","x":{"[" * 5000}{"]" * 5000}}}'.encode()
+    token = f"a.{base64.urlsafe_b64encode(claims).decode()}.c"
+    assert await refusal(ask(client, token, "10.0.0.1")) == (
+        Code.UNAUTHENTICATED,
+        "the token is no projected service account token",
+    )
 
 
 async def test_a_forged_signature_is_refused(client: Client, kube: KubeApi) -> None:
