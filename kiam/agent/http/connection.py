@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_use", "_deadline", "_drained", "_fields", "_head_size", "_in_message", "_is_ending",
-        "_is_expected", "_is_paused", "_loop", "_parser", "_peer", "_queue", "_request", "_server", "_stalled", "_task",
-        "_timer", "_timer_at", "_transport", "_url", "client_address", "client_uid",
+        "_is_expected", "_is_paused", "_loop", "_parser", "_peer", "_queue", "_request", "_server", "_stalled",
+        "_tail_size", "_task", "_timer", "_timer_at", "_transport", "_url", "client_address", "client_uid",
     )  # fmt: skip
 
     def __init__(self, server: PodServer) -> None:
@@ -224,6 +224,7 @@ class Connection(asyncio.Protocol):
         if self._is_ending:
             return
         self._head_size += len(body)
+        self._tail_size = 0
         if self._head_size > self._server.limits.body:
             raise _RefusedError(_TOO_LARGE)
         if self._body_use is BodyUse.KEPT:
@@ -247,6 +248,8 @@ class Connection(asyncio.Protocol):
         self._request = None
         # Bytes of the headers so far; once they are complete, of the body.
         self._head_size = 0
+        # Bytes read since the last piece of the body: of a chunk's head, or of trailers.
+        self._tail_size = 0
 
     def _feed(self, data: bytes) -> None:
         if self._parser is None:
@@ -263,11 +266,19 @@ class Connection(asyncio.Protocol):
                 cause = error.__context__
                 self._refuse(cause.response if isinstance(cause, _RefusedError) else _UNPARSABLE)
         else:
-            if self._in_message and self._request is None:
-                # Which attack: one field without end, which the parser keeps until it ends.
-                self._head_size += len(data)
-                if self._head_size > self._server.limits.head:
-                    self._refuse(_UNPARSABLE)
+            if self._in_message and self._is_endless(len(data)):
+                self._refuse(_UNPARSABLE)
+
+    def _is_endless(self, size: int) -> bool:
+        """Count bytes in. Which attack: one field without end, of the headers or behind a body in chunks (a trailer),
+        which the parser keeps until it ends."""
+        limits = self._server.limits
+        if self._request is None:
+            self._head_size += size
+            return self._head_size > limits.head
+        # Read together with the end of the body, which isn't counted as such.
+        self._tail_size += size
+        return self._tail_size > limits.head + limits.body
 
     def _take(self, request: Request) -> None:
         """Have a request answered after those before it."""

@@ -253,3 +253,25 @@ def test_requests_sent_far_ahead_are_cut() -> None:
     assert len(echo.asked) <= 40
     assert written.endswith(b"the request can't be parsed\n")
     assert written.count(b"HTTP/1.1 200 ") == len(echo.asked)
+
+
+@pytest.mark.parametrize("ahead", [b"", b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_trailer_without_end_is_cut_before_the_parser_keeps_it(ahead: bytes) -> None:
+    opening = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: "
+
+    async def exchange() -> bytes:
+        wire = Wire()
+        written = await wire.exchange([ahead + opening, *[b"a" * 1000] * 4])
+        assert wire.connection._is_ending  # what comes now isn't kept
+        return written
+
+    assert asyncio.run(exchange()).count(b"HTTP/1.1 400") == 1
+
+
+@pytest.mark.parametrize("size", [1, 60, 100])
+def test_a_body_in_chunks_with_a_trailer_is_taken_whatever_its_pieces(size: int) -> None:
+    body = b"".join(b"%x\r\n%b\r\n" % (size, b"b" * size) for _ in range(100 // size))
+    request = b"PUT /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\nX: y\r\n\r\n"
+    for pieces in ([request], [request[at : at + 1] for at in range(len(request))]):
+        echo, _ = run(pieces)
+        assert [asked.body for asked in echo.asked] == [b"b" * (100 // size * size)]
