@@ -44,7 +44,7 @@ def log_fields(request: Request, status: int, identities: PodIdentities) -> dict
         "headers": shown,
         "pod.ip": request.client,
     }
-    pod = identities.known_pod(request.client)
+    pod = identities.known_pod(request.client, request.uid)
     if pod is not None:
         fields |= {"pod.namespace": pod.namespace, "pod.name": pod.name, "pod.iam.role": pod.role}
     return fields

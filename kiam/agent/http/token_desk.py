@@ -37,31 +37,34 @@ class TokenDesk:
         self._is_ours = is_ours
         self._metrics = metrics
 
-    def issues(self, method: str, target: Target, client: str) -> bool:
+    def issues(self, request: Request, target: Target) -> bool:
         """Whether a request is for a token of the agent's own."""
         return (
-            method == "PUT"
+            request.method == "PUT"
             and is_token_path(target.path)
-            and self._mode_of(self._identities.known_pod(client)) is not TokenMode.PASSED_ON
+            and self._mode_of(self._identities.known_pod(request.client, request.uid)) is not TokenMode.PASSED_ON
         )
 
     def issue(self, request: Request) -> Response:
         """Answer a request for a token. Raises Forbidden and Unparsable where the real service does."""
-        self.require_ours(request.client)
+        self.require_ours(request)
         require_direct(request)
         ttl = request.values(_TTL_FIELD)
         if len(ttl) != 1:
             raise Unparsable("give the token's life once, in X-aws-ec2-metadata-token-ttl-seconds")
-        pod = self._identities.known_pod(request.client)
+        pod = self._identities.known_pod(request.client, request.uid)
         token = self._tokens.issue(ttl[0].strip(), request.client, "" if pod is None else pod.uid, time())
         return text(token, 200, (_TTL_ANSWER, str(int(ttl[0]))))
 
-    def check(self, client: str, token: str | None, *, is_caught_up: bool = False) -> None:
-        """Refuse a request whose token is missing or wrong; ``is_caught_up`` as in :meth:`PodIdentities.known_pod`.
+    def check(self, client: str, token: str | None, uid: str | None = None, *, is_caught_up: bool = False) -> None:
+        """Refuse a request whose token is missing or wrong.
+
+        ``uid`` and ``is_caught_up`` as in :meth:`PodIdentities.known_pod`. Which attack, if the UID were left out: a
+        pod that is known by it alone (``--pod-uid``) has an annotation too, and its tokens aren't its neighbour's.
 
         Raises Unauthorized.
         """
-        pod = self._identities.known_pod(client, is_caught_up=is_caught_up)
+        pod = self._identities.known_pod(client, uid, is_caught_up=is_caught_up)
         mode = self._mode_of(pod)
         if mode is TokenMode.PASSED_ON:
             return
@@ -77,27 +80,27 @@ class TokenDesk:
         tokens = request.values(TOKEN_FIELD)
         if len(tokens) > 1:
             raise Unauthorized("more than one session token")
-        self.check(request.client, tokens[0] if tokens else None)
+        self.check(request.client, tokens[0] if tokens else None, request.uid)
 
     def replaces(self, request: Request, target: Target) -> bool:
         """Whether the agent's own token for the real service goes along with what is passed on.
 
         Raises Unauthorized, and Forbidden for what is passed on to get a token.
         """
-        if self._mode_of(self._identities.known_pod(request.client)) is not TokenMode.PASSED_ON:
+        if self._mode_of(self._identities.known_pod(request.client, request.uid)) is not TokenMode.PASSED_ON:
             self.check_request(request)
             return True
         if request.method == "PUT" and is_token_path(target.path):
             require_direct(request)
         return False
 
-    def require_ours(self, client: str) -> None:
+    def require_ours(self, request: Request) -> None:
         """Refuse another host. Raises Forbidden.
 
         Which attack: the port is open to whoever can reach the node, and a token of the node's, or a path that
         ``--allow-route-regexp`` lets through, is for its own pods.
         """
-        if self._identities.known_pod(client) is None and not self._is_ours(client):
+        if self._identities.known_pod(request.client, request.uid) is None and not self._is_ours(request.client):
             self._metrics.foreign_requests.inc()
             raise Forbidden("only pods of this node are served here")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import time
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -145,7 +146,7 @@ def live(*updates: kiam_pb2.NodeUpdate, pod_uid: PodUidMode = PodUidMode.OFF) ->
     return Agent(pod_uid=pod_uid).open().push(*updates, COMPLETE)
 
 
-async def waits(asking: asyncio.Future[bytes]) -> bool:
+async def waits(asking: asyncio.Future[Any]) -> bool:
     """Whether a request still waits once everybody has had a turn."""
     for _ in range(10):
         await asyncio.sleep(0)

@@ -147,7 +147,7 @@ def test_required_tokens_are_demanded() -> None:
 def test_passed_on_tokens_are_not_ours_to_check() -> None:
     made, _ = desk(TokenMode.PASSED_ON)
     made.check("a", "whatever")
-    assert not made.issues("PUT", TOKEN_TARGET, "a")
+    assert not made.issues(put(), TOKEN_TARGET)
     assert not made.replaces(put(), TOKEN_TARGET)
 
 
@@ -165,7 +165,7 @@ def test_annotation_overrides_the_flag_and_a_misspelt_one_is_strict(
     else:
         with pytest.raises(Unauthorized):
             made.check("a", None)
-    assert made.issues("PUT", TOKEN_TARGET, "a") is (annotation != "passed-on")
+    assert made.issues(put(), TOKEN_TARGET) is (annotation != "passed-on")
 
 
 def test_two_tokens_are_one_too_many() -> None:
