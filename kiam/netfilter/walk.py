@@ -61,9 +61,18 @@ class _Walker:
         self.packet = packet
         self.hits: list[Hit] = []
         self.maybe_over = False
+        self._seen: dict[tuple[str, Tri, bool, bool], int] = {}
+        """How deep a chain was when the packet came to it in a state before: a second time it meets the same rules."""
 
     def follow(self, chain: Chain, certain: Tri, depth: int, maybe_left: bool) -> bool:
-        """Go through one chain; True when the packet's way surely ended in it."""
+        """Go through one chain; True when the packet's way surely ended in it.
+
+        Each chain once for each state: chains that jump to each other have more ways through them than can be followed.
+        """
+        state = (chain.name, certain, maybe_left, self.maybe_over)
+        if self._seen.get(state, MAX_DEPTH + 1) <= depth:
+            return False
+        self._seen[state] = depth
         for rule in chain.rules:
             match = min(rule.matches(self.packet), certain)
             if match is Tri.NO or rule.action is Action.CONTINUE:
