@@ -142,7 +142,7 @@ def saved_lines(text: str) -> Iterator[tuple[str, str, str]]:
 
     ``("table", name, "")``, ``("chain", name, policy)``, ``("rule", chain, the line)``.
     """
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith("*"):
             yield "table", line[1:].strip(), ""
         elif line.startswith(":"):
@@ -171,7 +171,7 @@ def parse_save(text: str) -> dict[str, dict[str, SavedRules]]:
 def parse_list(text: str) -> dict[str, SavedRules]:
     """Read one table from the output of ``iptables -v -S``."""
     table: dict[str, SavedRules] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         verb, _, rest = line.partition(" ")
         if verb in ("-A", "-N", "-P"):
             name = rest.split(" ", 1)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -117,11 +117,20 @@ def test_nonsense_is_no_table() -> None:
     assert parse_iptables_save("# Table `nat' is incompatible, use 'nft' tool.\n", "iptables-nft") == []
 
 
+def test_what_a_comment_holds_is_no_line_of_its_own() -> None:
+    for separator in "\u2028\u2029\x0b\x0c\x1c\x85":
+        line = f'-A PREROUTING -m comment --comment "a{separator}-A PREROUTING -j DROP" -p tcp -j ACCEPT'
+        (table,) = parse_iptables_save(f"*nat\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n", "iptables-nft")
+        assert [rule.action for rule in table.chains["PREROUTING"].rules] == [Action.ACCEPT]
+
+
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=40))
 def test_no_comment_is_taken_for_a_match_or_a_target(comment: str) -> None:
     plain = parse_rule(RULE)
-    commented = parse_rule(RULE.replace("-p tcp", f"-m comment --comment {shlex.quote(comment)} -p tcp", 1))
+    # As iptables-save writes it (libxtables, xtables_save_string).
+    quoted = re.sub(r"([\"'\\])", r"\\\1", comment)
+    commented = parse_rule(RULE.replace("-p tcp", f'-m comment --comment "{quoted}" -p tcp', 1))
     assert (commented.conditions, commented.action, commented.to_port) == (
         plain.conditions,
         plain.action,
