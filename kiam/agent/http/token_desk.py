@@ -53,7 +53,7 @@ class TokenDesk:
         if len(ttl) != 1:
             raise Unparsable("give the token's life once, in X-aws-ec2-metadata-token-ttl-seconds")
         pod = self._identities.known_pod(request.client, request.uid)
-        token = self._tokens.issue(ttl[0].strip(), request.client, "" if pod is None else pod.uid, time())
+        token = self._tokens.issue(ttl[0].strip(), request.client, _bound_to(pod, request.uid), time())
         return text(token, 200, (_TTL_ANSWER, str(int(ttl[0]))))
 
     def check(self, client: str, token: str | None, uid: str | None = None, *, is_caught_up: bool = False) -> None:
@@ -72,7 +72,7 @@ class TokenDesk:
             if mode is TokenMode.REQUIRED:
                 raise Unauthorized("a session token is required; get one by PUT /latest/api/token")
             return
-        if not self._tokens.accepts(token, client, "" if pod is None else pod.uid, time()):
+        if not self._tokens.accepts(token, client, _bound_to(pod, uid), time()):
             raise Unauthorized("the session token isn't good, or not any more; get one by PUT /latest/api/token")
 
     def check_request(self, request: Request) -> None:
@@ -109,6 +109,14 @@ class TokenDesk:
             return self._mode
         # Somebody wanted something else than the default, and most likely not less.
         return _MODES.get(pod.imds_tokens, TokenMode.REQUIRED)
+
+
+def _bound_to(pod: KnownPod | None, uid: str | None) -> str:
+    """The UID that a client's tokens carry; empty: nobody knows it yet.
+
+    The kernel's word goes first: it is the same before and after the server has told of the pod.
+    """
+    return uid or ("" if pod is None else pod.uid)
 
 
 def require_direct(request: Request) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import string
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -166,6 +168,45 @@ def test_annotation_overrides_the_flag_and_a_misspelt_one_is_strict(
         with pytest.raises(Unauthorized):
             made.check("a", None)
     assert made.issues(put(), TOKEN_TARGET) is (annotation != "passed-on")
+
+
+class Scheduled(Pods):
+    """A pod that the kernel knows, and the server's word on its address comes later."""
+
+    is_reported = False
+
+    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
+        return KnownPod("u1", "ns", "a", "role", "required") if uid == "u1" or self.is_reported else None
+
+
+def test_token_of_a_pod_known_by_the_kernels_word_is_its_own_before_and_after_its_address_is_known() -> None:
+    pods = Scheduled()
+    made, _ = desk(TokenMode.OPTIONAL, pods, is_ours=lambda _: False)
+    token = made.issue(replace(put(), uid="u1")).body.decode()
+    with pytest.raises(Unauthorized):
+        made.check("a", None, "u1")
+    made.check("a", token, "u1")
+    # Before its address is known, whoever else asks there isn't served by it.
+    with pytest.raises(Unauthorized):
+        made.check("a", token, "u2")
+    pods.is_reported = True
+    made.check("a", token, "u1")
+    made.check("a", token)
+    with pytest.raises(Unauthorized):
+        made.check("a", token, "u2")
+
+
+def test_token_got_before_the_server_knew_the_pod_outlives_the_time_of_the_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pods = Pods()
+    made, _ = desk(TokenMode.OPTIONAL, pods)
+    token = made.issue(replace(put("a", ("x-aws-ec2-metadata-token-ttl-seconds", "600")), uid="uid-a")).body.decode()
+    pods.modes["a"] = ""
+    later = time.time() + UNBOUND_SECONDS + 1
+    monkeypatch.setattr("kiam.agent.http.token_desk.time", lambda: later)
+    made.check("a", token, "uid-a")
+    made.check("a", token)
 
 
 def test_two_tokens_are_one_too_many() -> None:
