@@ -266,10 +266,16 @@ class Front:
         if not self.admission.joins(connection.address):
             tls.close()
             return
-        self._next += 1
-        connection.name = f"{self._prefix}-{self._next}"
-        self._callers[f"unix-abstract:{connection.name}"] = frozenset(peer_certificate(tls.connection).dns_names)
         loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._name(connection, sock, frozenset(peer_certificate(tls.connection).dns_names))
+        except (OSError, ValueError) as error:
+            log.warning("a client can't be joined to gRPC: %s", error)
+            self.admission.leaves(connection.address)
+            sock.close()
+            tls.close()
+            return
         if was_lenient(tls.connection):
             self._lenient[connection.address] = loop.time() + LENIENT_SECONDS
             # A connection that gRPC gets from here on by steering would be refused.
@@ -278,16 +284,26 @@ class Front:
         brief = self._steers and self._lenient.get(connection.address, 0.0) <= loop.time()
         if brief:
             connection.timer = loop.call_later(EXPECTED_AFTER, self._expect, connection.address)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.bind(f"\0{connection.name}")
             await loop.sock_connect(sock, backends.brief if brief else backends.lasting)
             await loop.create_unix_connection(lambda: PlainEnd(tls), sock=sock)
         except OSError as error:
             log.warning("a client can't be joined to gRPC: %s", error)
             sock.close()
             tls.close()
+
+    def _name(self, connection: _Connection, sock: socket.socket, dns_names: frozenset[str]) -> None:
+        """Give the socket a name that stands for the client. Raises OSError when somebody else has it.
+
+        Which attack: a program beside the server that has bound the next name would be taken for the client. So the
+        name stands for nobody until it is ours.
+        """
+        self._next += 1
+        name = f"{self._prefix}-{self._next}"
+        sock.bind(f"\0{name}")
+        connection.name = name
+        self._callers[f"unix-abstract:{name}"] = dns_names
 
     def _end_handshake(self, connection: _Connection) -> None:
         if connection.shaking:

@@ -119,6 +119,26 @@ def read_review(body: bytes) -> BoundToken:
     return BoundToken(namespace, account, names[0], uids[0])
 
 
+class _Shared:
+    """A review under way, and how many wait for it."""
+
+    __slots__ = ("task", "waiting")
+
+    def __init__(self, task: asyncio.Task[BoundToken]) -> None:
+        self.task = task
+        self.waiting = 0
+
+
+class _Lane:
+    """The reviews for one address: one at a time."""
+
+    __slots__ = ("length", "turn")
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Semaphore(1)
+        self.length = 0
+
+
 class TokenReviewer:
     """Asks the API once for each token, and again when the answer is a minute old."""
 
@@ -127,11 +147,17 @@ class TokenReviewer:
         self._now = now
         self._kept: OrderedDict[bytes, tuple[float, BoundToken]] = OrderedDict()
         """By the token's hash, as a memory image must not hold usable tokens; until when, in seconds since 1970."""
-        self._under_way: dict[bytes, asyncio.Task[BoundToken]] = {}
+        self._under_way: dict[bytes, _Shared] = {}
         self._turn = asyncio.Semaphore(MOST_AT_ONCE)
+        self._lanes: dict[str, _Lane] = {}
 
-    async def review(self, token: str) -> BoundToken:
-        """Who a token is. Raises TokenRefusedError; KubeError when the API can't say."""
+    async def review(self, token: str, asker: str) -> BoundToken:
+        """Who a token is. Raises TokenRefusedError; KubeError when the API can't say.
+
+        ``asker``: the address it came from. Which attack: a pod makes up tokens by the thousand, which only the API can
+        tell from good ones, to hold up all other pods. It holds up itself: an address has one review at
+        a time, and one that nobody waits for any more isn't asked for.
+        """
         expires, _ = read_claims(token)
         now = self._now()
         if expires <= now:
@@ -141,11 +167,31 @@ class TokenReviewer:
         # An until that is further ahead than any can be was set by a clock that has been set back since.
         if bound is not None and now < until <= now + LONGEST_KEPT:
             return bound
-        task = self._under_way.get(digest)
-        if task is None:
-            task = self._under_way[digest] = asyncio.create_task(self._ask(token, digest, expires))
-            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
-        return await asyncio.shield(task)
+        shared = self._under_way.get(digest)
+        if shared is None:
+            shared = self._under_way[digest] = _Shared(
+                asyncio.create_task(self._in_turn(asker, token, digest, expires))
+            )
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if shared.task.done() or not shared.waiting:
+                shared.task.cancel()
+                if self._under_way.get(digest) is shared:
+                    del self._under_way[digest]
+
+    async def _in_turn(self, asker: str, token: str, digest: bytes, expires: float) -> BoundToken:
+        lane = self._lanes.setdefault(asker, _Lane())
+        lane.length += 1
+        try:
+            async with lane.turn, self._turn:
+                return await self._ask(token, digest, expires)
+        finally:
+            lane.length -= 1
+            if not lane.length:
+                del self._lanes[asker]
 
     async def _ask(self, token: str, digest: bytes, expires: float) -> BoundToken:
         body = {
@@ -153,9 +199,8 @@ class TokenReviewer:
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [AUDIENCE]},
         }
-        async with self._turn:
-            asked_at = self._now()
-            bound = read_review(await self._api.post(REVIEWS, body))
+        asked_at = self._now()
+        bound = read_review(await self._api.post(REVIEWS, body))
         self._kept[digest] = (min(expires, asked_at + LONGEST_KEPT), bound)
         self._kept.move_to_end(digest)
         while len(self._kept) > MOST_KEPT:
