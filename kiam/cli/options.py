@@ -91,12 +91,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Logging and TLS flags, which every command has."""
     add_boolean(parser, "--json-log", False, "log JSON objects")
     parser.add_argument("--level", choices=("debug", "info", "warn", "error"), default="info", help="log level")
+    add_tls(parser)
+
+
+def add_tls(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The TLS files; without ``required`` they may be missing."""
     for flag, what in (
         ("--cert", "certificate"),
         ("--key", "private key"),
         ("--ca", "certificate authority"),
     ):
-        parser.add_argument(flag, type=existing_file, required=True, metavar="FILE", help=f"PEM {what}")
+        parser.add_argument(flag, type=existing_file, required=required, metavar="FILE", help=f"PEM {what}")
 
 
 def tls_files(arguments: argparse.Namespace) -> TLSFiles:
@@ -117,8 +122,8 @@ def add_telemetry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pprof-listen-addr", metavar="HOST:PORT", help="serve a CPU profile of this process there")
 
 
-def add_server_client(parser: argparse.ArgumentParser) -> None:
-    """How agent and health reach the server."""
+def add_server_address(parser: argparse.ArgumentParser) -> None:
+    """Where the server is."""
     parser.add_argument(
         "--server-address",
         type=server_address,
@@ -126,6 +131,11 @@ def add_server_client(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="every address that this name has is used in turn (a headless Service)",
     )
+
+
+def add_server_client(parser: argparse.ArgumentParser) -> None:
+    """How agent and health reach the server."""
+    add_server_address(parser)
     parser.add_argument(
         "--server-address-refresh",
         type=duration,

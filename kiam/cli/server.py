@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from kiam.cli.options import (
     flags_without_effect,
     tls_files,
 )
-from kiam.cli.server_policy import add_policy, add_sessions, policy, sessions
+from kiam.cli.server_policy import add_base_arn, add_policy, add_sessions, policy, sessions
 from kiam.durations import format_duration
 from kiam.errors import UserError
 from kiam.server.settings import DEFAULT_REFRESH, LEAST_LEFT, TOO_LATE, TOO_LATE_FIX, needs_cluster
@@ -31,19 +30,12 @@ if TYPE_CHECKING:
 
 LEAST_SESSION, LONGEST_SESSION = timedelta(minutes=15), timedelta(hours=12)
 """What STS grants (AWS STS API reference, AssumeRole, DurationSeconds)."""
-_BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S*")
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ValueError(f"'{text}' is not a number from 1 up")
     return int(text)
-
-
-def _base_arn(text: str) -> str:
-    if text and not _BASE_ARN.fullmatch(text):
-        raise ValueError(f"'{text}' is not a role prefix; write it like arn:aws:iam::123456789012:role/")
-    return text
 
 
 def _listen_address(text: str) -> str:
@@ -91,20 +83,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="accepted for compatibility; pods wait for their credentials in the store, where none is dropped",
     )
-    parser.add_argument(
-        "--role-base-arn",
-        type=flag_type(_base_arn, "ARN"),
-        default="",
-        metavar="ARN",
-        help="put before a role that isn't an ARN, as in arn:aws:iam::123456789012:role/",
-    )
+    add_base_arn(parser)
     add_boolean(parser, "--role-base-arn-autodetect", False, "take the base ARN from the instance's own profile")
-    add_boolean(
-        parser,
-        "--disable-strict-namespace-regexp",
-        False,
-        "let a namespace's expression match anywhere in a role's ARN, not only the whole of it",
-    )
     add_policy(parser)
     add_sessions(parser)
     parser.add_argument(

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from kiam.cli.options import add_boolean, flag_type
 from kiam.server.settings import PolicySettings, SessionSettings, TagScope, cluster_name_problem, template_problem
+
+_BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S*")
+
+
+def _base_arn(text: str) -> str:
+    if text and not _BASE_ARN.fullmatch(text):
+        raise ValueError(f"'{text}' is not a role prefix; write it like arn:aws:iam::123456789012:role/")
+    return text
 
 
 def _expression(text: str) -> str:
@@ -30,8 +39,25 @@ def _cluster_name(text: str) -> str:
     return text
 
 
+def add_base_arn(parser: argparse.ArgumentParser) -> None:
+    """What roles that aren't ARNs are."""
+    parser.add_argument(
+        "--role-base-arn",
+        type=flag_type(_base_arn, "ARN"),
+        default="",
+        metavar="ARN",
+        help="put before a role that isn't an ARN, as in arn:aws:iam::123456789012:role/",
+    )
+
+
 def add_policy(parser: argparse.ArgumentParser) -> None:
     """What namespaces permit."""
+    add_boolean(
+        parser,
+        "--disable-strict-namespace-regexp",
+        False,
+        "let a namespace's expression match anywhere in a role's ARN, not only the whole of it",
+    )
     parser.add_argument(
         "--default-permitted",
         type=flag_type(_expression, "EXPRESSION"),

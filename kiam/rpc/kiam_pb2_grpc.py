@@ -59,6 +59,11 @@ class KiamServiceStub:
                 request_serializer=kiam_dot_rpc_dot_kiam__pb2.GetContainerCredentialsRequest.SerializeToString,
                 response_deserializer=kiam_dot_rpc_dot_kiam__pb2.ContainerCredentials.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/kiam.KiamService/Explain',
+                request_serializer=kiam_dot_rpc_dot_kiam__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=kiam_dot_rpc_dot_kiam__pb2.Explanations.FromString,
+                _registered_method=True)
 
 
 class KiamServiceServicer:
@@ -100,6 +105,14 @@ class KiamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why pods get their role or don't, step by step (kiam explain). No secrets. A server with --node-authorization says
+        nothing of pods on nodes that the caller's certificate doesn't name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KiamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +140,11 @@ def add_KiamServiceServicer_to_server(servicer, server):
                     servicer.GetContainerCredentials,
                     request_deserializer=kiam_dot_rpc_dot_kiam__pb2.GetContainerCredentialsRequest.FromString,
                     response_serializer=kiam_dot_rpc_dot_kiam__pb2.ContainerCredentials.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=kiam_dot_rpc_dot_kiam__pb2.ExplainRequest.FromString,
+                    response_serializer=kiam_dot_rpc_dot_kiam__pb2.Explanations.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +282,33 @@ class KiamService:
             '/kiam.KiamService/GetContainerCredentials',
             kiam_dot_rpc_dot_kiam__pb2.GetContainerCredentialsRequest.SerializeToString,
             kiam_dot_rpc_dot_kiam__pb2.ContainerCredentials.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kiam.KiamService/Explain',
+            kiam_dot_rpc_dot_kiam__pb2.ExplainRequest.SerializeToString,
+            kiam_dot_rpc_dot_kiam__pb2.Explanations.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,11 @@ ARGUMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("untaint",): ("--kubeconfig=nowhere",),
     ("collect",): ("--kubeconfig=nowhere --daemonset=kiam-test --selector=app=kiam --container=verify",),
     ("health",): (f"{TLS} --server-address=127.0.0.1:9",),
+    ("explain",): (
+        f"app {TLS} --server-address=127.0.0.1:9",
+        "app --kubeconfig=nowhere --role-base-arn=arn:aws:iam::123456789012:role/",
+        "app",
+    ),
     ("config", "check", "agent"): (f"{TLS} --host=10.9.9.9 --server-address=127.0.0.1:9", "--level=loud"),
     ("config", "check", "server"): (f"{TLS} --role-base-arn=arn:aws:iam::123456789012:role/ --kubeconfig=nowhere",),
     ("certs", "init"): ("--dir new",),

@@ -254,6 +254,12 @@ class NodeStreams:
         """The node a stream is for, as far as it is known."""
         return stream.node_name or self.pods.node_of_host(stream.host_ip) or ""
 
+    def has(self, node: str) -> bool:
+        """Whether a stream for a node is open."""
+        return bool(self._by_node.get(node)) or any(
+            self.pods.node_of_host(host_ip) == node for host_ip in self._by_host
+        )
+
     def hello(self, stream: NodeStream) -> kiam_pb2.NodeUpdate:
         """The first update."""
         node = self.node_of(stream)

@@ -28,6 +28,7 @@ from kiam.server.grpc.container_credentials import (
     account_of,
     read_question,
 )
+from kiam.server.grpc.explainer import Explainer
 from kiam.server.grpc.holds import Waiting
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.events import CREDENTIAL_ERROR, ROLE_FORBIDDEN, EventRecorder
@@ -83,6 +84,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self._streams = streams
         self._needed = needed
         self._filled = asyncio.Event()
+        self._explainer = Explainer(pods, namespaces, judge, credentials, streams)
         self.container_credentials: ContainerCredentials | None = None
         """Checks service account tokens; None: the server runs without ``--container-credentials``."""
         self.freshness = Freshness()
@@ -200,6 +202,20 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             # Looked at again after STS's time, as in GetPodCredentials.
             await self._issue(granted.pod, identity, context)
             issued_for = identity
+
+    async def Explain(self, request: kiam_pb2.ExplainRequest, context: Context) -> kiam_pb2.Explanations:
+        """Why pods get their role, or don't."""
+        if not request.node and not (request.namespace and request.pod):
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "node, or namespace and pod, must be given")
+        if self._readiness.waits_for(*self._needed):
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+        nodes = self._authorization.nodes(context)
+        if request.node and nodes is not None and request.node not in nodes:
+            text = (
+                f"the certificate speaks for {', '.join(sorted(nodes)) or 'no node'}, not for '{shown(request.node)}'"
+            )
+            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, text)
+        return self._explainer.explain(request, nodes)
 
     async def WatchNode(
         self, request: kiam_pb2.WatchNodeRequest, context: Context

@@ -18,6 +18,7 @@ LONGEST_CHEAP = 512
 """Characters of an expression that RE2 compiles and matches within some milliseconds if it has nothing costly."""
 _COSTLY = re.compile(r"\\[pP]|\(\?[A-Za-z]*i")
 """Classes of Unicode and letters of either case: RE2 makes a large program of each."""
+_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
 _CHEAP_REPETITION = re.compile(r"\{(\d|1\d|20)\}")
 
 
@@ -57,6 +58,11 @@ def expression_problem(expression: str) -> str:
         return f"it has more than {LONGEST_EXPRESSION} characters"
     compiled = _compile(expression)
     return compiled if isinstance(compiled, str) else ""
+
+
+def literal(text: str) -> str:
+    """The expression that matches a text and no other."""
+    return _SPECIAL.sub(r"\\\1", text)
 
 
 def invalid(expression: str, reason: str) -> Decision:

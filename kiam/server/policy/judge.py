@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Protocol
 
 import msgspec
 
@@ -10,7 +11,6 @@ from kiam.arns import resolve_role_arn, shown
 from kiam.identity import Identity, external_id_problem
 from kiam.server.kubernetes.objects import Namespace, Pod
 from kiam.server.kubernetes.store import NamespaceStore
-from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.kube2iam import allowed_roles_expression
 from kiam.server.policy.permitted import Decision, Refusal, check_request
 from kiam.server.policy.sessions import Sessions
@@ -20,13 +20,20 @@ MOST_IDENTITIES = 65_536
 """Identities remembered by what pods are annotated with."""
 
 
+class Expressions(Protocol):
+    """Evaluates namespaces' expressions: :class:`kiam.server.policy.evaluator.Evaluator`."""
+
+    def decide(self, namespace: str, role_arn: str, expression: str) -> Decision:
+        """Whether the expression permits the ARN; it may be undecided for a while."""
+
+
 class Judge:
     """Applies the policy to pods."""
 
     def __init__(
         self,
         namespaces: NamespaceStore,
-        evaluator: Evaluator,
+        evaluator: Expressions,
         base_arn: str,
         sessions: Sessions,
         settings: PolicySettings,
@@ -35,7 +42,7 @@ class Judge:
         self._evaluator = evaluator
         self.base_arn = base_arn
         self._sessions = sessions
-        self._settings = settings
+        self.settings = settings
         # One object for all pods with an identity: they are kept by pod, and each would cost the garbage collector.
         self._one_identity = lru_cache(maxsize=MOST_IDENTITIES)(Identity)
 
@@ -66,13 +73,13 @@ class Judge:
         if problem := external_id_problem(pod.external_id):
             return Decision(False, f"external id '{shown(pod.external_id)}' {problem}; forbidden", Refusal.UNUSABLE)
         arn = check_request(requested, pod.role, self.base_arn)
-        return arn if isinstance(arn, Decision) else self._decide_namespace(namespace, arn)
+        return arn if isinstance(arn, Decision) else self.decide_namespace(namespace, arn)
 
-    def _decide_namespace(self, namespace: Namespace, arn: str) -> Decision:
+    def decide_namespace(self, namespace: Namespace, arn: str) -> Decision:
         """Whether one of the namespace's annotations permits the role."""
-        globs = namespace.allowed_roles if self._settings.kube2iam_annotations else None
+        globs = namespace.allowed_roles if self.settings.kube2iam_annotations else None
         if namespace.permitted is None and globs is None:
-            return self._evaluator.decide(namespace.name, arn, self._settings.default_permitted)
+            return self._evaluator.decide(namespace.name, arn, self.settings.default_permitted)
         decision = None
         if namespace.permitted is not None:
             decision = self._evaluator.decide(namespace.name, arn, namespace.permitted)

@@ -12,9 +12,9 @@ from functools import lru_cache
 import msgspec
 
 from kiam.server.kubernetes.objects import LONGEST_EXPRESSION
+from kiam.server.policy.expressions import literal
 
 _ROLES = msgspec.json.Decoder(list[str])
-_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
 
 
 @lru_cache(maxsize=512)
@@ -37,4 +37,4 @@ def allowed_roles_expression(annotation: str, base_arn: str) -> str:
 
 
 def _glob(role: str) -> str:
-    return ".*".join(_SPECIAL.sub(r"\\\1", part) for part in re.split(r"\*+", role))
+    return ".*".join(literal(part) for part in re.split(r"\*+", role))
