@@ -68,6 +68,8 @@ class Explainer:
             failure=failure,
             rivals=tuple(_name(other) for other in rivals if other.node == pod.node),
             elsewhere=tuple(_name(other) for other in rivals if other.node != pod.node),
+            # The store has pods on the host network only while an agent asks for them.
+            known_by_uid=pod.host_network,
             stream=self._streams.has(pod.node),
         )
 

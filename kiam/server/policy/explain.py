@@ -44,6 +44,8 @@ class Facts:
     """Other pods on its node, for which one of its addresses may be meant."""
     elsewhere: tuple[str, ...] = ()
     """Such pods on other nodes."""
+    known_by_uid: bool | None = None
+    """Whether the agent of a pod on the host network tells such pods apart by UID."""
     stream: bool | None = None
     """Whether the agent of the pod's node has a stream from this server."""
 
@@ -58,6 +60,7 @@ def explain(pod: Pod, namespace: Namespace | None, policy: Judge, facts: Facts =
         with_role = msgspec.structs.replace(pod, role=namespace.default_role)
     return (
         *_pod(pod),
+        *_host_network(pod, facts),
         *_role(pod, namespace, facts),
         *(_arn(with_role, pod, policy) if with_role.role else ()),
         *_permission(with_role, namespace, policy),
@@ -75,8 +78,8 @@ def no_pod(namespace: str, name: str) -> tuple[Step, ...]:
         Step(
             "pod",
             Outcome.FAILED,
-            "no such pod is known: there is none, it has finished, it is on the host network, or its node is none that "
-            "the certificate speaks for",
+            "no such pod is known: there is none, it has finished, it is on the host network of a node whose "
+            "agent lacks --host-network=redirect, or its node is none that the certificate speaks for",
             f"kubectl get pod {quote(name)} --namespace {quote(namespace)} --output wide",
         ),
     )
@@ -106,15 +109,19 @@ def permitting(namespace: Namespace, arn: str, policy: Judge) -> str:
 def _pod(pod: Pod) -> Iterator[Step]:
     if not pod.active:
         yield Step("pod", Outcome.FAILED, "it has finished: pods that have get no credentials", "start it anew")
-    elif pod.host_network:
-        yield Step(
-            "pod",
-            Outcome.FAILED,
-            "it is on the host network: its address is its node's, and so tells nobody which pod it is",
-            "set hostNetwork: false in the pod's template, or see --host-network of the agent",
-        )
     else:
         yield Step("pod", Outcome.OK, f"pod with UID {pod.uid}{', being deleted' if pod.deleting else ''}")
+
+
+def _host_network(pod: Pod, facts: Facts) -> Iterator[Step]:
+    if not pod.host_network:
+        return
+    if facts.known_by_uid:
+        yield Step("host-network", Outcome.OK, "it is on the host network, and its node's agent knows it by its UID")
+    else:
+        what = "it is on the host network: it gets its own role only where its agent has --host-network=redirect"
+        fix = "set hostNetwork: false in the pod's template; or ask a server, which knows of its agent"
+        yield Step("host-network", Outcome.UNDECIDED, what, fix)
 
 
 def _role(pod: Pod, namespace: Namespace | None, facts: Facts) -> Iterator[Step]:

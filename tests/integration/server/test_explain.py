@@ -114,6 +114,20 @@ async def test_certificate_of_a_node_explains_the_pods_of_that_node_only(sandbox
     assert (code, text) == (grpc.StatusCode.PERMISSION_DENIED, "the certificate speaks for n1, not for 'n2'")
 
 
+async def test_pod_on_the_host_network_is_known_while_its_agent_tells_it_by_uid(sandbox: Sandbox) -> None:
+    sandbox.kube.load([pod("host", "192.0.2.10", "role-a", node="n1", host_network=True)])
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
+    await ready(server, client, "10.0.0.1")
+    before = (await explain(client, namespace="default", pod="host"))["host"]
+    assert before["pod"].outcome == "failed"
+    assert "--host-network=redirect" in before["pod"].text
+    watch = client.watch(node_name="n1", host_network_pods=True)
+    await watch.snapshot()
+    steps = (await explain(client, namespace="default", pod="host"))["host"]
+    assert (steps["host-network"].outcome, steps["permission"].outcome, steps["node"].outcome) == ("ok", "ok", "ok")
+
+
 async def test_what_asks_about_nothing_is_an_invalid_argument(sandbox: Sandbox) -> None:
     client = await sandbox.connect(await sandbox.start())
     assert (await refusal(explain(client, namespace="default")))[0] is grpc.StatusCode.INVALID_ARGUMENT
