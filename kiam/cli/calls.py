@@ -13,17 +13,23 @@ from kiam.cli.options import tls_files
 SERVICE = "/kiam.KiamService/"
 
 
-def call(arguments: argparse.Namespace, method: str, request: bytes) -> bytes:
-    """The encoded answer of a unary method. Raises grpc.RpcError and UserError.
-
-    ``arguments``: with ``server_address``, ``timeout`` and the TLS files.
-    """
+def load_grpc() -> Any:
+    """gRPC, silent and without its asyncio half. Whoever imports it first decides, so a command gets it from here."""
     # gRPC's own lines would come before ours, and say less. Read when grpc is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # grpc imports its asyncio half on its own account, which nobody needs here: a quarter of what grpc costs to load.
     sys.modules.setdefault("grpc.aio", ModuleType("grpc.aio"))
     import grpc
 
+    return grpc
+
+
+def call(arguments: argparse.Namespace, method: str, request: bytes) -> bytes:
+    """The encoded answer of a unary method. Raises grpc.RpcError and UserError.
+
+    ``arguments``: with ``server_address``, ``timeout`` and the TLS files.
+    """
+    grpc = load_grpc()
     material = tls_files(arguments).read()
     address: str = arguments.server_address
     credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)

@@ -11,7 +11,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from kiam.cli.calls import call, reason
+from kiam.cli.calls import call, load_grpc, reason
 from kiam.cli.options import add_server_address, add_tls, duration, flag_type, namespace
 from kiam.cli.server_policy import add_base_arn, add_policy, add_sessions, policy, sessions
 from kiam.errors import UserError
@@ -66,7 +66,7 @@ def _ask(arguments: argparse.Namespace) -> list[Explanation]:
     from kiam.server.policy.steps import Explanation
 
     request = kiam_pb2.ExplainRequest(namespace=arguments.namespace, pod=arguments.pod, node=arguments.node)
-    import grpc
+    grpc = load_grpc()
 
     try:
         answer = call(arguments, "Explain", request.SerializeToString())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from datetime import timedelta
 
-from kiam.cli.calls import call, reason
+from kiam.cli.calls import call, load_grpc, reason
 from kiam.cli.options import add_common, add_server_client, duration
 from kiam.errors import UserError
 
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask once. Raises UserError with the reason when the answer isn't "ok"."""
-    import grpc
+    grpc = load_grpc()
 
     try:
         answer = call(arguments, "GetHealth", _EMPTY_REQUEST)
