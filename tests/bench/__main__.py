@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import agent, credentials, dataplanes, fairness, fanout, push, server, strangers
+from tests.bench import agent, credentials, dataplanes, fairness, fanout, identity, push, server, strangers
 from tests.sandbox.node import NodeInABox, needs_root
 
 Rows = list[dict[str, Any]]
@@ -37,6 +37,8 @@ GOALS = {
     "fairness": "goal: the other pod's credentials within two STS times (and the Kubernetes API's way), "
     "whatever one tenant has waiting",
     "fanout": "",
+    "pod start": "goal: with check, at most 50 ms, whenever the address is reported",
+    "identity": "goal: within 5 % of off with both the UID check and session tokens",
 }
 
 
@@ -71,6 +73,7 @@ SECTIONS: dict[str, Callable[[Say], dict[str, Rows]]] = {
     "strangers": lambda say: {"strangers": strangers.measure_strangers(say)},
     "fairness": lambda say: {"fairness": uvloop.run(fairness.measure(say))},
     "fanout": run_fanout,
+    "identity": identity.measure,
 }
 
 

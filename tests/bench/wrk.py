@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,14 @@ class Run:
         return self.cpu_seconds / self.requests * 1000
 
 
-def start(pod: Pod, url: str, clients: int, seconds: float, cpu: int) -> subprocess.Popen[str]:
+def start(
+    pod: Pod, url: str, clients: int, seconds: float, cpu: int, headers: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start wrk with so many keep-alive connections, one thread, on one processor."""
     command = ["taskset", "--cpu-list", str(cpu), "wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "10s"]
+    fields = [f"-H{name}: {value}" for name, value in (headers or {}).items()]
     return pod.net.netns.popen(
-        [*command, "-s", str(SCRIPT), url], cgroup=pod.box.pod_cgroup(pod), stdout=subprocess.PIPE, text=True
+        [*command, *fields, "-s", str(SCRIPT), url], cgroup=pod.box.pod_cgroup(pod), stdout=subprocess.PIPE, text=True
     )
 
 
@@ -53,9 +57,17 @@ def finish(process: subprocess.Popen[str], timeout: float) -> Run:
     return Run(**json.loads(output.strip().splitlines()[-1]))
 
 
-def measure(pod: Pod, url: str, clients: int, seconds: float, server: Process, cpu: int) -> Run:
+def measure(
+    pod: Pod,
+    url: str,
+    clients: int,
+    seconds: float,
+    server: Process,
+    cpu: int,
+    headers: Mapping[str, str] | None = None,
+) -> Run:
     """One run against a server of ours, with the CPU time that it used."""
     before = server.cpu_seconds()
-    run = finish(start(pod, url, clients, seconds, cpu), seconds + 30)
+    run = finish(start(pod, url, clients, seconds, cpu, headers), seconds + 30)
     figures = {name: getattr(run, name) for name in ("requests", "seconds", "p50_us", "p99_us", "failed")}
     return Run(**figures, cpu_seconds=server.cpu_seconds() - before)
