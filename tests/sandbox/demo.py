@@ -8,21 +8,19 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from kiam.dataplane.registry import DATAPLANES
 from tests.sandbox.aws import ACCOUNT, ROLE_BASE_ARN
+from tests.sandbox.demo_tables import Step, annotations_table, steps_table
+from tests.sandbox.host_pods import HostPod
 from tests.sandbox.node import CREDENTIALS, NodeInABox, Pod, needs_root
 from tests.sandbox.process import wait_until
 
 MAKING = "making a node in a box: namespaces, certificates, Kubernetes API, STS, instance metadata"
-WIDEST_WHO = 11
-WIDEST_ASKS = 33
 PERMITTED = rf"{ROLE_BASE_ARN}(cart|team/billing)"
 TOKEN = "/latest/api/token"
 ROLE, SESSION_NAME = "iam.amazonaws.com/role", "iam.amazonaws.com/session-name"
@@ -32,28 +30,21 @@ ANNOTATIONS: dict[str, dict[str, str]] = {
     "greedy": {ROLE: "admin"},
     "bare": {},
     "new": {ROLE: "cart"},
+    "hostnet": {ROLE: "cart"},
 }
 """Of the pods, by name."""
+OWNED = {"ns shop": {"iam.amazonaws.com/permitted": PERMITTED}} | {
+    f"pod {name}": annotations or {"none": ""} for name, annotations in ANNOTATIONS.items()
+}
+"""What the owners of the namespace and its pods have written on them."""
 SESSIONS = "assumed-role/ROLE/SESSION: the session name, kiam-<annotation or --session>, is what CloudTrail shows"
 
 TITLES = {
     "before": "without kiam",
-    "with": "with kiam server and kiam agent --dataplane={dataplane} --pod-uid=check",
+    "with": "with kiam server and kiam agent --dataplane={dataplane} --pod-uid=check --host-network=redirect",
     "away": "instance metadata down",
     "killed": "kiam agent killed (SIGKILL)",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of the demonstration: who does what, how it is answered, and whether that is as it has to be."""
-
-    part: str
-    who: str
-    asks: str
-    answer: str
-    good: bool
-    note: str = ""
 
 
 class Demo:
@@ -84,11 +75,11 @@ class Demo:
 
     def screen(self) -> Group:
         """What has been shown so far."""
-        lines: list[RenderableType] = [Text("annotations", style="bold"), _annotations()]
+        lines: list[RenderableType] = [Text("annotations", style="bold"), annotations_table(OWNED)]
         for part, title in TITLES.items():
             steps = [step for step in self.steps if step.part == part]
             if steps:
-                lines += [Text(title.format(dataplane=self.dataplane), style="bold"), _table(steps)]
+                lines += [Text(title.format(dataplane=self.dataplane), style="bold"), steps_table(steps)]
             if steps and part == "with":
                 lines.append(Text(f"    {SESSIONS}", style="dim"))
         return Group(*lines, Text(self.doing, style="dim"))
@@ -106,7 +97,11 @@ class Demo:
         box = self.box
         box.add_namespace("shop", PERMITTED)
         self.say("making the pods")
-        pods = [box.add_pod(name, None, "shop", notes, known=name != "new") for name, notes in ANNOTATIONS.items()]
+        pods = [
+            box.add_pod(name, None, "shop", notes, known=name != "new")
+            for name, notes in ANNOTATIONS.items()
+            if name != "hostnet"
+        ]
         self.cart, self.billing, self.greedy, self.bare, self.new = pods
         role = box.ask_from_host(CREDENTIALS).text
         self.show("before", "the host", "instance metadata: my role?", role, good=role == "node-role")
@@ -122,7 +117,7 @@ class Demo:
         self.say("starting kiam server")
         box.start_server()
         self.say("starting kiam agent")
-        box.start_agent("--pod-uid=check", "--node-name=node-1")
+        box.start_agent("--pod-uid=check", "--host-network=redirect", "--node-name=node-1")
         self.identity(self.cart, "assumed-role/cart/kiam-")
         self.identity(self.billing, "assumed-role/billing/kiam-billing")
         answer = self.cart.credentials("team/billing")
@@ -170,6 +165,7 @@ class Demo:
 
     def who_is_asking(self) -> None:
         """The kernel says whose socket it is, before the API has an address and against one that is another's."""
+        hostnet = HostPod(self.box, namespace="shop", annotations=ANNOTATIONS["hostnet"])
         self.box.schedule(self.new, annotations=ANNOTATIONS["new"])
         self.say("asking in pod new")
         answer = self.new.credentials("cart")
@@ -186,6 +182,18 @@ class Demo:
             answer = pod.ask(CREDENTIALS, headers={"X-aws-ec2-metadata-token": token})
             text = answer.text.strip() if answer.status == 200 else _line(answer.status, answer.text.partition(",")[0])
             self.show("with", f"pod {pod.name}", "my role? with pod cart's token", text, good=answer.status == status)
+
+        self.say("waiting for the agent to hear of pod hostnet")
+        text = wait_until(lambda: self.hostnet_role(hostnet), "the agent to hear of pod hostnet")
+        self.show(
+            "with", "pod hostnet", "my role? from the host's network", text, good=text == "cart", note="its own, by UID"
+        )
+
+    @staticmethod
+    def hostnet_role(pod: HostPod) -> str:
+        """The role that it is told; empty while it is told none."""
+        answer = pod.ask(CREDENTIALS)
+        return answer.text if answer.status == 200 else ""
 
     def without_instance_metadata(self) -> None:
         """Session tokens are the agent's own, so credentials need nothing of the real service."""
@@ -210,37 +218,6 @@ class Demo:
         got = pod.boto3()
         text = _name(got)
         self.show(part, f"pod {pod.name}", "boto3 (IMDSv2): who am I?", text, good=expected in text, note=note)
-
-
-def _columns() -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(width=2)
-    table.add_column(width=WIDEST_WHO, no_wrap=True)
-    table.add_column(width=WIDEST_ASKS, no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
-def _annotations() -> Table:
-    """What the owners of the namespace and its pods have written on them."""
-    table = _columns()
-    owned = {"ns shop": {"iam.amazonaws.com/permitted": PERMITTED}}
-    owned |= {f"pod {name}": annotations or {"none": ""} for name, annotations in ANNOTATIONS.items()}
-    for owner, notes in owned.items():
-        for number, (name, value) in enumerate(notes.items()):
-            table.add_row("", "" if number else owner, name, value)
-    return table
-
-
-def _table(steps: list[Step]) -> Table:
-    table = _columns()
-    for step in steps:
-        mark = Text("ok", style="green") if step.good else Text("NO", style="bold red")
-        answer = Text(step.answer)
-        if step.note:
-            answer.append(f"  {step.note}", style="yellow" if step.good else "red")
-        table.add_row(mark, step.who, step.asks, answer)
-    return table
 
 
 def _line(status: int, text: str) -> str:

@@ -10,9 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.sandbox import kubeapi
-from tests.sandbox.netns import METADATA_IPV4, NODE_IPV4
-from tests.sandbox.node import CREDENTIALS, Answer, NodeInABox, fetch, needs_root
+from tests.sandbox.host_pods import HostPod
+from tests.sandbox.node import CREDENTIALS, NodeInABox, needs_root
 from tests.sandbox.process import wait_until
 
 pytestmark = pytest.mark.serial
@@ -32,23 +31,6 @@ def box(request: pytest.FixtureRequest) -> Iterator[NodeInABox]:
         box.cgroup.pod(str(uuid4()))
         box.start_agent("--pod-uid=check", *FLAGS)
         yield box
-
-
-class HostPod:
-    """A pod on the node's own network."""
-
-    def __init__(self, box: NodeInABox, role: str | None) -> None:
-        self.box, self.uid = box, str(uuid4())
-        self.name = f"host-{self.uid[:8]}"
-        self.cgroup = box.cgroup.pod(self.uid)
-        self.annotate(role)
-
-    def annotate(self, role: str | None) -> None:
-        address = str(NODE_IPV4)
-        self.box.api.apply(kubeapi.pod(self.name, address, role, host_address=address, host_network=True, uid=self.uid))
-
-    def ask(self, path: str) -> Answer:
-        return self.box.node.call(fetch, str(METADATA_IPV4), 80, path, cgroup=self.cgroup)
 
 
 def test_each_gets_its_own_role_and_only_that(box: NodeInABox) -> None:
