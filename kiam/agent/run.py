@@ -39,14 +39,12 @@ from kiam.agent.settings import AgentSettings
 from kiam.clocks import SystemClock
 from kiam.grpc_metrics import client_interceptors
 from kiam.telemetry import serve_telemetry
-from kiam.tls.certificates import Side
-from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
 
 log = logging.getLogger(__name__)
 
 
-async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None:
+async def run_agent(settings: AgentSettings, reloader: TLSReloader, sock: socket.socket | None) -> None:
     """Run until SIGTERM or SIGINT. Raises UserError for what the user has to fix.
 
     ``sock`` listens on the port already; None: another agent does, and this one waits until it may take over.
@@ -57,7 +55,6 @@ async def run_agent(settings: AgentSettings, sock: socket.socket | None) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     route_filter = RouteFilter(settings.allow_route_regexp)
-    reloader = TLSReloader(settings.server.tls, Side.CLIENT, TLSMetrics(Side.CLIENT))
     metrics = AgentMetrics()
     redirection = _redirection(settings)
     async with contextlib.AsyncExitStack() as stack:

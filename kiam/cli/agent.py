@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
 
 from kiam.agent.core.askers import PodUidMode
 from kiam.agent.settings import INSTANCE_METADATA_URL, AgentSettings, DataplaneSettings, ServerSettings, TokenMode
@@ -23,6 +25,10 @@ from kiam.cli.options import (
 )
 from kiam.dataplane.registry import DATAPLANES, documented
 from kiam.errors import UserError
+from kiam.tls import TLSFiles
+
+if TYPE_CHECKING:
+    from kiam.tls.reload import TLSReloader
 
 NO_DATAPLANE = "none"
 
@@ -194,9 +200,23 @@ def run(arguments: argparse.Namespace) -> int:
     # Before the rest is imported, which takes longer than some SDKs wait: connections queue from now on.
     sock = None if is_served(settings.port) else listen(settings.port)
 
-    import uvloop
+    with ThreadPoolExecutor(1) as beside:
+        # A process of its own inspects the certificates while this one imports.
+        reloading = beside.submit(_follow_certificates, settings.server.tls)
 
-    from kiam.agent.run import run_agent
+        import uvloop
 
-    uvloop.run(run_agent(settings, sock))
+        from kiam.agent.run import run_agent
+
+        reloader = reloading.result()
+    uvloop.run(run_agent(settings, reloader, sock))
     return 0
+
+
+def _follow_certificates(files: TLSFiles) -> TLSReloader:
+    from kiam.tls.helper import load_in_helper
+    from kiam.tls.metrics import TLSMetrics
+    from kiam.tls.reload import TLSReloader
+    from kiam.tls.summary import Side
+
+    return TLSReloader(files, Side.CLIENT, load_in_helper, TLSMetrics(Side.CLIENT))

@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from kiam.tls.certificates import format_time
     from kiam.tls.issue import Period, make_authority
+    from kiam.tls.summary import format_time
 
     directory: Path = arguments.dir
     _make_directory(directory)
@@ -122,8 +122,8 @@ def _agent(arguments: argparse.Namespace) -> None:
 
 
 def _issue(arguments: argparse.Namespace, common_name: str, names: list[str]) -> None:
-    from kiam.tls.certificates import format_time
     from kiam.tls.issue import Period, make_certificate
+    from kiam.tls.summary import format_time
 
     directory: Path = arguments.dir
     cert, key = directory / f"{arguments.out}.pem", directory / f"{arguments.out}-key.pem"
@@ -160,8 +160,9 @@ def _renew(arguments: argparse.Namespace) -> None:
 
     The old ones stay good until their own end, so there is no moment without one.
     """
-    from kiam.tls.certificates import format_time, read_certificates
+    from kiam.tls.certificates import read_certificates
     from kiam.tls.issue import Period, make_certificate
+    from kiam.tls.summary import format_time
 
     directory: Path = arguments.dir
     authority, authority_key = _read_authority(directory)

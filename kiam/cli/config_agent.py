@@ -17,7 +17,8 @@ from kiam.cli.agent import settings_from
 from kiam.cli.config_tls import TLS_FLAGS, check_files, check_handshakes, failed_with, needs
 from kiam.cli.options import tls_files
 from kiam.errors import UserError
-from kiam.tls.certificates import Side, read_certificates
+from kiam.tls.certificates import read_certificates
+from kiam.tls.summary import Side
 from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
 TIMEOUT = 3.0

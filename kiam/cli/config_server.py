@@ -18,7 +18,7 @@ from kiam.server.aws.contract import STSError
 from kiam.server.aws.sts import BotoSTS
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.settings import TOO_LATE, TOO_LATE_FIX
-from kiam.tls.certificates import Side
+from kiam.tls.summary import Side
 from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"

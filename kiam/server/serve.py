@@ -18,9 +18,10 @@ from kiam.server.grpc.front import Front
 from kiam.server.grpc.metrics import FrontMetrics
 from kiam.server.settings import ServerSettings
 from kiam.telemetry import serve_telemetry
-from kiam.tls.certificates import Side
+from kiam.tls.certificates import load_summary
 from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
+from kiam.tls.summary import Side
 
 if TYPE_CHECKING:
     from kiam.server.run import Server
@@ -41,7 +42,7 @@ def require_packages() -> None:
 
 def open_port(config: ServerSettings, registry: CollectorRegistry = REGISTRY) -> tuple[TLSReloader, Front]:
     """Read the certificates and listen. Raises UserError."""
-    tls = TLSReloader(config.tls, Side.SERVER, TLSMetrics(Side.SERVER, registry))
+    tls = TLSReloader(config.tls, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry))
     front = Front(config.bind, tls, Bounds())
     front.open()
     FrontMetrics(front.counts, registry)

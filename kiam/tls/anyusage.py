@@ -17,7 +17,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
 from kiam.tls import TLSMaterial
-from kiam.tls.certificates import Certificate, Side, describe, split_pem
+from kiam.tls.certificates import Certificate, describe, split_pem
+from kiam.tls.summary import Side
 
 HTTP2 = b"h2"
 """The application protocol gRPC requires (RFC 9113, 3.2)."""

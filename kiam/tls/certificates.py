@@ -5,7 +5,6 @@ This finds and words problems. The control itself, who is let in, is the TLS lib
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -18,48 +17,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kiam.errors import ErrorKind, UserError, joined
 from kiam.tls import TLSFiles, TLSMaterial
+from kiam.tls.summary import Problem, Severity, Side, TLSSummary, format_time
 
 SOON = timedelta(days=30)
 """So long before its end a certificate is worth a warning."""
 SHORT_LIVED = timedelta(days=2, hours=1)
-
-
-class Side(enum.StrEnum):
-    """Which end of the connection a certificate is for; the word conventional kiam's metrics use."""
-
-    CLIENT = "client"
-    SERVER = "server"
-
-
-class Severity(enum.StrEnum):
-    """Whether TLS can work at all with a problem."""
-
-    ERROR = "error"
-    WARNING = "warning"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with one of the files."""
-
-    flag: str
-    severity: Severity
-    what: str
-    """The path, what is wrong, and until when."""
-    fix: str
-    """What to do."""
-
-    @property
-    def message(self) -> str:
-        """Both in one line."""
-        return f"{self.what}; {self.fix}"
-
-    def __str__(self) -> str:
-        return f"--{self.flag}: {self.message}"
-
-    def as_error(self) -> UserError:
-        """To be raised."""
-        return UserError(f"--{self.flag}: {self.what}", self.fix, ErrorKind.CERTIFICATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +102,17 @@ class InspectedTLS:
         chain = find_chain(self.certificate, self.intermediates, self.authorities)
         return min(link.not_after for link in chain or (self.certificate,))
 
-    def expires_soon(self, now: datetime) -> bool:
-        """Whether whoever renews it should have done so by now: 30 days before the end. What lives for two days at most
+    @property
+    def warn_after(self) -> datetime:
+        """From when on whoever renews it should have done so: 30 days before the end. What lives for two days at most
         is renewed by a program, and should have been when a third of its life is left, as cert-manager does.
         """
         chain = find_chain(self.certificate, self.intermediates, self.authorities) or (self.certificate,)
-        return any(now > link.not_after - _warned_before(link) for link in chain)
+        return min(link.not_after - _warned_before(link) for link in chain)
+
+    def expires_soon(self, now: datetime) -> bool:
+        """Whether that moment is past."""
+        return now > self.warn_after
 
     @property
     def verified(self) -> bool:
@@ -156,11 +123,6 @@ class InspectedTLS:
 def _warned_before(certificate: Certificate) -> timedelta:
     life = certificate.not_after - certificate.not_before
     return life / 3 if life <= SHORT_LIVED else SOON
-
-
-def format_time(moment: datetime) -> str:
-    """Write a time as certificates tools do, to the second and in UTC."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def describe(certificate: x509.Certificate) -> Certificate:
@@ -263,10 +225,35 @@ def inspect(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime | 
 def load(files: TLSFiles, side: Side, now: datetime | None = None) -> tuple[TLSMaterial, InspectedTLS]:
     """Read and inspect the files. Raises UserError, in one line, for anything no handshake can succeed with."""
     material = files.read()
+    return material, _inspect_usable(files, material, side, now)
+
+
+def load_summary(files: TLSFiles, side: Side, now: datetime) -> tuple[TLSMaterial, TLSSummary]:
+    """As load, with what a running process keeps."""
+    material = files.read()
+    return material, summarize(files, material, side, now)
+
+
+def summarize(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime) -> TLSSummary:
+    """What a running process keeps of what was read from the files. Raises UserError as load."""
+    inspected = _inspect_usable(files, material, side, now)
+    own = inspected.certificate
+    return TLSSummary(
+        subject=own.subject,
+        names=own.names,
+        not_before=own.not_before,
+        not_after=own.not_after,
+        expiry=inspected.expiry,
+        warn_after=inspected.warn_after,
+        problems=inspected.problems,
+    )
+
+
+def _inspect_usable(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime | None) -> InspectedTLS:
     inspected = inspect(files, material, side, now)
     if inspected.errors:
         raise joined([problem.as_error() for problem in inspected.errors])
-    return material, inspected
+    return inspected
 
 
 def _not_signed(path: str, certificate: Certificate, ca_path: str, authorities: Iterable[Certificate]) -> str:

@@ -19,16 +19,8 @@ from cryptography import x509
 
 from kiam.errors import ErrorKind, UserError, joined
 from kiam.tls import TLSFiles, TLSMaterial
-from kiam.tls.certificates import (
-    USAGES,
-    Certificate,
-    InspectedTLS,
-    Side,
-    describe,
-    format_time,
-    inspect,
-    usage_problem,
-)
+from kiam.tls.certificates import USAGES, Certificate, InspectedTLS, describe, inspect, usage_problem
+from kiam.tls.summary import Side, format_time
 
 T = TypeVar("T")
 

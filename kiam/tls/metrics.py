@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
-from kiam.tls.certificates import InspectedTLS, Side
+from kiam.tls.summary import Side, TLSSummary
 
 
 class TLSMetrics:
@@ -41,7 +41,7 @@ class TLSMetrics:
         """Whether whoever renews the certificate should have done so."""
         self._soon.set(int(soon))
 
-    def loaded(self, inspected: InspectedTLS) -> None:
+    def loaded(self, inspected: TLSSummary) -> None:
         """New material is in use."""
         self._update_error.set(0)
         self.verified(inspected)
@@ -51,7 +51,7 @@ class TLSMetrics:
         """The files changed, and what they hold now can't be used."""
         self._update_error.set(1)
 
-    def verified(self, inspected: InspectedTLS) -> None:
+    def verified(self, inspected: TLSSummary) -> None:
         """The other side accepted it, or it looks as if it would."""
         self._verify_error.set(0 if inspected.verified else 1)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kiam.errors import UserError
 from kiam.tls import Fingerprint, TLSFiles, TLSMaterial
-from kiam.tls.certificates import InspectedTLS, Side, format_time, load
 from kiam.tls.metrics import TLSMetrics
+from kiam.tls.summary import Loader, Side, TLSSummary, format_time
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ WATCH_INTERVAL = 1.0
 """Seconds between looks at the files: three stat calls, and nothing more while they stay the same."""
 
 _WARN_AGAIN = timedelta(days=1)
-_LOOK_AGAIN = timedelta(seconds=1)
-"""After files were refused."""
+_LOOK_AGAIN, _LOOK_AGAIN_MOST = timedelta(seconds=1), timedelta(seconds=30)
+"""After files were refused, while they seem unchanged: twice as long each time, as each look may cost a process."""
 
 
 def utc_now() -> datetime:
@@ -29,10 +29,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def expiry_warning(cert: Path, inspected: InspectedTLS) -> str:
+def expiry_warning(cert: Path, inspected: TLSSummary) -> str:
     """What to say of a certificate that expires soon."""
     return (
-        f"the TLS certificate {inspected.certificate.subject} in {cert}, or an authority above it, expires at "
+        f"the TLS certificate {inspected.subject} in {cert}, or an authority above it, expires at "
         f"{format_time(inspected.expiry)}; renew it ('kiam certs renew', or an upgrade of the chart, for what "
         "these made), it is taken over without a restart"
     )
@@ -51,12 +51,14 @@ class TLSReloader:
         self,
         files: TLSFiles,
         side: Side,
+        load: Loader,
         metrics: TLSMetrics | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Read the files for the first time. Raises UserError, in one line, when they can't work."""
+        """Read the files for the first time, with ``load``. Raises UserError, in one line, when they can't work."""
         self._files = files
         self._side = side
+        self._load = load
         self._metrics = metrics
         self._now = now
         self._lock = threading.Lock()
@@ -64,6 +66,7 @@ class TLSReloader:
         self._seen = self._fingerprint()
         self._refusal: str | None = None
         self._look_again = now()
+        self._pause = _LOOK_AGAIN
         self._expiry_logged = False
         self._warn_again = self._look_again
         self._material, self._inspected = load(files, side, now())
@@ -75,7 +78,7 @@ class TLSReloader:
         return self._material
 
     @property
-    def inspected(self) -> InspectedTLS:
+    def inspected(self) -> TLSSummary:
         """What is in the last good material."""
         return self._inspected
 
@@ -88,6 +91,8 @@ class TLSReloader:
             if seen == self._seen and not due:
                 self._watch_expiry(now)
                 return False
+            if seen != self._seen:
+                self._pause = _LOOK_AGAIN
             self._seen = seen
             return self._take_over(now)
 
@@ -95,7 +100,8 @@ class TLSReloader:
         """Refresh every so many seconds, for ever; ``changed`` is called after the material became another."""
         while True:
             await asyncio.sleep(interval)
-            if self.refresh():
+            # In a thread: the loader may wait for a process, and pods are answered meanwhile.
+            if await asyncio.to_thread(self.refresh):
                 changed()
 
     def handshake_ended(self, accepted: bool) -> None:
@@ -109,7 +115,7 @@ class TLSReloader:
 
     def _take_over(self, now: datetime) -> bool:
         try:
-            material, inspected = load(self._files, self._side, now)
+            material, inspected = self._load(self._files, self._side, now)
         except UserError as error:
             self._refuse(str(error), now)
             return False
@@ -130,20 +136,21 @@ class TLSReloader:
         A certificate issued for later becomes good by itself, and a file that was written in two steps within one tick
         of the file system's clock looks unchanged.
         """
-        self._look_again = now + _LOOK_AGAIN
+        self._look_again = now + self._pause
+        self._pause = min(2 * self._pause, _LOOK_AGAIN_MOST)
         if reason == self._refusal:
             return
         self._refusal = reason
         log.error(
             "new TLS files refused, the certificate until %s stays in use: %s",
-            format_time(self._inspected.certificate.not_after),
+            format_time(self._inspected.not_after),
             reason,
         )
         if self._metrics:
             self._metrics.update_failed()
 
     def _report_loaded(self) -> None:
-        certificate = self._inspected.certificate
+        certificate = self._inspected
         log.info(
             "TLS certificate %s loaded, %s, for %s",
             certificate.subject,
@@ -171,7 +178,7 @@ class TLSReloader:
         log.error(
             "the TLS certificate %s in %s, or an authority above it, expired at %s and is refused by the other side; "
             "put a new one there, it is taken over without a restart",
-            self._inspected.certificate.subject,
+            self._inspected.subject,
             self._files.cert,
             format_time(expiry),
         )

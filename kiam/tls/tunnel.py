@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from kiam.tls import TLSFiles, TLSMaterial
 from kiam.tls.anyusage import make_context, peer_certificate
-from kiam.tls.certificates import Side
 from kiam.tls.diagnosis import split_address
 from kiam.tls.relay import PlainEnd, TLSEnd, endpoint
+from kiam.tls.summary import Side
 
 T = TypeVar("T")
 

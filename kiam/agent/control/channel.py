@@ -15,7 +15,6 @@ from kiam.agent.settings import ServerSettings
 from kiam.errors import ErrorKind
 from kiam.rpc import kiam_pb2_grpc
 from kiam.tls import TLSMaterial
-from kiam.tls.diagnosis import explain_failure, needs_lenient_tls, split_address
 from kiam.tls.reload import TLSReloader
 
 if TYPE_CHECKING:
@@ -144,6 +143,9 @@ class ServerClient:
         address = self._settings.address
         if self._tunnel is not None or address.startswith(("ipv4:", "ipv6:", "unix:")):
             return
+        # Here and below imported when a connection failed: it takes cryptography, 10 MB that few agents need.
+        from kiam.tls.diagnosis import needs_lenient_tls, split_address
+
         if not await asyncio.to_thread(needs_lenient_tls, address, self._settings.tls):
             return
         from kiam.tls.tunnel import Tunnel
@@ -187,6 +189,8 @@ class ServerClient:
                     await self._tunnel_if_needed()
                     continue
                 if now - down_since >= _EXPLAIN_AFTER and now - explained_at >= _EXPLAIN_EVERY:
+                    from kiam.tls.diagnosis import explain_failure
+
                     explained_at = now
                     reason = await asyncio.to_thread(explain_failure, address, self._settings.tls)
                     if reason and self.channel.get_state() is not grpc.ChannelConnectivity.READY:

@@ -33,9 +33,9 @@ from kiam.server.grpc.steering import MOST, attach, program
 from kiam.telemetry import parse_listen_address
 from kiam.tls import TLSMaterial
 from kiam.tls.anyusage import make_context, peer_certificate, was_lenient
-from kiam.tls.certificates import Side
 from kiam.tls.relay import PlainEnd, TLSEnd, endpoint
 from kiam.tls.reload import TLSReloader
+from kiam.tls.summary import Side
 
 log = logging.getLogger(__name__)
 

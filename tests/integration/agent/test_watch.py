@@ -23,8 +23,9 @@ from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import ServerSettings
 from kiam.clocks import SystemClock
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
-from kiam.tls.certificates import Side
+from kiam.tls.certificates import load_summary
 from kiam.tls.reload import TLSReloader
+from kiam.tls.summary import Side
 from tests.sandbox.pki import Pki, SecretVolume
 from tests.sandbox.process import until
 from tests.unit.agent.test_answers import COMPLETE, Kernel
@@ -85,7 +86,7 @@ class World:
     async def agent(self) -> AsyncIterator[NodeIdentities]:
         seconds = timedelta(seconds=1)
         settings = ServerSettings(f"localhost:{self.port}", self.files, seconds, 10 * seconds, 2 * seconds, False)
-        self.reloader = TLSReloader(self.files, Side.CLIENT)
+        self.reloader = TLSReloader(self.files, Side.CLIENT, load_summary)
         self.client = ServerClient(settings, self.reloader)
         node = NodeIdentities(
             self.core, UnaryCalls(self.client, self.clock), self.kernel, self.clock, AgentMetrics(CollectorRegistry())

@@ -13,8 +13,9 @@ import pytest
 from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, EventRecorder
 from kiam.server.kubernetes.store import PodStore
 from kiam.server.run import own_pod
-from kiam.tls.certificates import Side
+from kiam.tls.certificates import load_summary
 from kiam.tls.reload import TLSReloader, expiry_warning
+from kiam.tls.summary import Side
 from tests.unit.server.test_events import make
 from tests.unit.tls.files import Authority, days, write
 
@@ -47,7 +48,7 @@ def test_the_servers_own_pod_is_found_by_name_and_namespace() -> None:
 async def test_an_event_about_it_says_until_when_the_certificate_is_good(tmp_path: Path, left: int) -> None:
     authority = Authority.make("for a decade", days(-400, 3650))
     files = write(tmp_path, authority.sign("kiam-server", period=days(left - 365, left)), authority.pem)
-    reloader = TLSReloader(files, Side.SERVER)
+    reloader = TLSReloader(files, Side.SERVER, load_summary)
     soon = reloader.inspected.expires_soon(reloader.inspected.expiry - timedelta(days=left))
     assert soon is (left == 3)
     api, recorder = Api(), EventRecorder()

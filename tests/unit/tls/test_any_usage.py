@@ -10,8 +10,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from kiam.tls.anyusage import make_context, peer_certificate, was_lenient
-from kiam.tls.certificates import Side, load
+from kiam.tls.certificates import load
 from kiam.tls.relay import endpoint
+from kiam.tls.summary import Side
 from tests.unit.tls.files import Authority, days, key_usage, write
 
 ANY = [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]

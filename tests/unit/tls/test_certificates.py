@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiam.errors import UserError
-from kiam.tls.certificates import Certificate, Severity, Side, find_chain, inspect, load, read_certificates
+from kiam.tls.certificates import Certificate, find_chain, inspect, load, read_certificates
 from kiam.tls.issue import Issued
+from kiam.tls.summary import Severity, Side
 from tests.unit.tls.files import Authority, days, write
 
 AUTHORITY = Authority.make()

@@ -8,8 +8,9 @@ import pytest
 
 from kiam.cli import main
 from kiam.tls import TLSFiles
-from kiam.tls.certificates import Side, load, read_certificates
+from kiam.tls.certificates import load, read_certificates
 from kiam.tls.issue import Period, make_authority
+from kiam.tls.summary import Side
 
 
 def certs(directory: Path, *words: str) -> int:

@@ -11,9 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from kiam.errors import UserError
 from kiam.tls import TLSFiles
-from kiam.tls.certificates import Side, load
+from kiam.tls.certificates import load, load_summary
 from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
+from kiam.tls.summary import Side
 from tests.unit.tls.files import Authority, MountedSecret, days, write
 
 AUTHORITY = Authority.make()
@@ -44,18 +45,18 @@ def gauges(registry: CollectorRegistry, side: str = "server") -> tuple[float | N
 
 def test_swap_of_the_data_symlink_is_taken_over_once(tmp_path: Path) -> None:
     mounted = secret(tmp_path)
-    reloader = TLSReloader(mounted.files, Side.SERVER)
+    reloader = TLSReloader(mounted.files, Side.SERVER, load_summary)
     assert not reloader.refresh()
     mounted.swap(SECOND.cert, SECOND.key, AUTHORITY.pem)
     assert reloader.refresh()
     assert reloader.material.cert == SECOND.cert
-    assert reloader.inspected.certificate.subject == "'second'"
+    assert reloader.inspected.subject == "'second'"
     assert not reloader.refresh()
 
 
 def test_files_written_in_place_are_taken_over(tmp_path: Path) -> None:
     files = write(tmp_path, FIRST, AUTHORITY.pem)
-    reloader = TLSReloader(files, Side.CLIENT)
+    reloader = TLSReloader(files, Side.CLIENT, load_summary)
     write(tmp_path, SECOND, AUTHORITY.pem)
     assert reloader.refresh()
     assert reloader.material.key == SECOND.key
@@ -63,7 +64,7 @@ def test_files_written_in_place_are_taken_over(tmp_path: Path) -> None:
 
 def test_swap_to_the_same_contents_changes_nothing(tmp_path: Path) -> None:
     mounted = secret(tmp_path)
-    reloader = TLSReloader(mounted.files, Side.SERVER)
+    reloader = TLSReloader(mounted.files, Side.SERVER, load_summary)
     mounted.swap(FIRST.cert, FIRST.key, AUTHORITY.pem)
     assert not reloader.refresh()
 
@@ -83,7 +84,7 @@ def test_bad_files_leave_the_good_ones_in_use_until_mended(
 ) -> None:
     registry = CollectorRegistry()
     mounted = secret(tmp_path)
-    reloader = TLSReloader(mounted.files, Side.SERVER, TLSMetrics(Side.SERVER, registry))
+    reloader = TLSReloader(mounted.files, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry))
     mounted.swap(cert, key, ca)
     assert not reloader.refresh()
     assert not reloader.refresh()
@@ -100,7 +101,7 @@ def test_bad_files_leave_the_good_ones_in_use_until_mended(
 def test_files_gone_leave_the_good_ones_in_use_and_are_taken_over_when_back(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     mounted = secret(tmp_path)
-    reloader = TLSReloader(mounted.files, Side.CLIENT, TLSMetrics(Side.CLIENT, registry))
+    reloader = TLSReloader(mounted.files, Side.CLIENT, load_summary, TLSMetrics(Side.CLIENT, registry))
     (tmp_path / "..data").unlink()
     assert not reloader.refresh()
     assert gauges(registry, "client")[0] == 1
@@ -112,7 +113,7 @@ def test_files_gone_leave_the_good_ones_in_use_and_are_taken_over_when_back(tmp_
 def test_certificate_issued_for_later_is_taken_over_when_its_time_comes(tmp_path: Path) -> None:
     clock = Clock()
     mounted = secret(tmp_path)
-    reloader = TLSReloader(mounted.files, Side.SERVER, now=clock)
+    reloader = TLSReloader(mounted.files, Side.SERVER, load_summary, now=clock)
     later = AUTHORITY.sign("later", period=days(1, 40))
     mounted.swap(later.cert, later.key, AUTHORITY.pem)
     assert not reloader.refresh()
@@ -127,7 +128,7 @@ def test_refused_files_are_looked_at_again_even_if_they_seem_unchanged(
     """Two writes within one tick of the file system's clock have one modification time."""
     clock = Clock()
     files = write(tmp_path, FIRST, AUTHORITY.pem)
-    reloader = TLSReloader(files, Side.SERVER, now=clock)
+    reloader = TLSReloader(files, Side.SERVER, load_summary, now=clock)
     files.key.write_bytes(SECOND.key)
     assert not reloader.refresh()
     frozen = files.fingerprint()
@@ -144,7 +145,7 @@ def test_refused_files_are_looked_at_again_even_if_they_seem_unchanged(
 def test_expiry_while_in_use_is_logged_once_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     clock = Clock()
-    reloader = TLSReloader(secret(tmp_path).files, Side.SERVER, TLSMetrics(Side.SERVER, registry), clock)
+    reloader = TLSReloader(secret(tmp_path).files, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry), clock)
     clock.ahead = timedelta(days=91)
     reloader.refresh()
     reloader.refresh()
@@ -158,7 +159,7 @@ def test_own_certificate_outside_the_authority_file_works_and_shows_as_verify_er
 ) -> None:
     registry = CollectorRegistry()
     files = write(tmp_path, FIRST, Authority.make("other").pem)
-    TLSReloader(files, Side.SERVER, TLSMetrics(Side.SERVER, registry))
+    TLSReloader(files, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry))
     assert gauges(registry)[1] == 1
     assert "was issued by 'test authority'" in caplog.text
 
@@ -166,12 +167,12 @@ def test_own_certificate_outside_the_authority_file_works_and_shows_as_verify_er
 def test_unusable_files_at_the_start_are_the_users_error(tmp_path: Path) -> None:
     expired = AUTHORITY.sign("expired", period=days(-3, -1))
     with pytest.raises(UserError, match="expired at"):
-        TLSReloader(write(tmp_path, expired, AUTHORITY.pem), Side.SERVER)
+        TLSReloader(write(tmp_path, expired, AUTHORITY.pem), Side.SERVER, load_summary)
 
 
 async def test_watch_calls_back_after_each_change(tmp_path: Path) -> None:
     mounted = secret(tmp_path)
-    reloader = TLSReloader(mounted.files, Side.CLIENT)
+    reloader = TLSReloader(mounted.files, Side.CLIENT, load_summary)
     changed = asyncio.Event()
     watching = asyncio.create_task(reloader.watch(changed.set, interval=0.01))
     mounted.swap(SECOND.cert, SECOND.key, AUTHORITY.pem)
@@ -228,7 +229,7 @@ def test_files_that_never_hold_still_are_the_users_error(tmp_path: Path, monkeyp
 
 def test_refused_handshake_shows_until_one_succeeds(tmp_path: Path) -> None:
     registry = CollectorRegistry()
-    reloader = TLSReloader(secret(tmp_path).files, Side.CLIENT, TLSMetrics(Side.CLIENT, registry))
+    reloader = TLSReloader(secret(tmp_path).files, Side.CLIENT, load_summary, TLSMetrics(Side.CLIENT, registry))
     reloader.handshake_ended(accepted=False)
     assert gauges(registry, "client")[1] == 1
     reloader.handshake_ended(accepted=True)
@@ -245,7 +246,7 @@ def test_what_expires_soon_is_said_once_a_day_and_shown(tmp_path: Path, caplog: 
     authority = Authority.make("for a decade", days(-1, 3650))
     issued = authority.sign("kiam-server", period=days(-362, 3))
     mounted = MountedSecret(tmp_path, issued.cert, issued.key, authority.pem)
-    reloader = TLSReloader(mounted.files, Side.SERVER, TLSMetrics(Side.SERVER, registry), clock)
+    reloader = TLSReloader(mounted.files, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry), clock)
     for _ in range(3):
         reloader.refresh()
     assert len(warnings(caplog)) == 1

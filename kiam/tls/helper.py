@@ -1,0 +1,92 @@
+"""Inspecting certificates in a short-lived process, for an agent that would otherwise hold the library for good.
+
+``python -m kiam.tls.helper`` reads a request and prints what it found, both one line of JSON. The helper only finds and
+words problems, exactly as :func:`kiam.tls.certificates.load` does; whom to talk to is decided by the TLS library's own
+verification, as ever. Whatever goes wrong with the helper counts as files that can't be used.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kiam.errors import ErrorKind, UserError
+from kiam.tls import TLSFiles, TLSMaterial
+from kiam.tls.summary import Problem, Severity, Side, TLSSummary
+
+HELPER_SECONDS = 60.0
+"""A fifth of a second of work, but a node that starts is busy."""
+
+_ARGV = (sys.executable, "-m", "kiam.tls.helper")
+
+
+def load_in_helper(files: TLSFiles, side: Side, now: datetime) -> tuple[TLSMaterial, TLSSummary]:
+    """As :func:`kiam.tls.certificates.load_summary`, of which it is a Loader. Blocks for the process's life.
+
+    Raises UserError also when the helper fails, so that material nobody inspected is never taken into use.
+    """
+    material = files.read()
+    request = _write_request(files, material, side, now)
+    try:
+        # The key goes through a pipe: an argument or the environment could be read in /proc.
+        done = subprocess.run(_ARGV, input=request, capture_output=True, text=True, check=False, timeout=HELPER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _failed(type(error).__name__) from error
+    if done.returncode:
+        # Not what it wrote on standard error: a traceback could quote what it was given.
+        raise _failed(f"exit {done.returncode}")
+    return material, _read_answer(done.stdout)
+
+
+def _failed(how: str) -> UserError:
+    return UserError(
+        f"--cert, --key, --ca: the process that inspects the certificates failed ({how})",
+        "see whether the container's memory or process limit is reached",
+    )
+
+
+def _write_request(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime) -> str:
+    paths = {"cert": str(files.cert), "key": str(files.key), "ca": str(files.ca)}
+    # Whatever bytes there are, and back: what isn't PEM is for the inspection to say.
+    contents = {flag: getattr(material, flag).decode("latin-1") for flag in paths}
+    return json.dumps({"paths": paths, "contents": contents, "side": side, "now": now.isoformat()})
+
+
+def _read_answer(line: str) -> TLSSummary:
+    try:
+        answer = json.loads(line)
+        if (error := answer.get("error")) is None:
+            return _read_summary(answer["summary"])
+        refusal = UserError(error["what"], error["fix"], ErrorKind(error["kind"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as broken:
+        raise _failed("its answer can't be read") from broken
+    raise refusal
+
+
+def _read_summary(read: dict[str, Any]) -> TLSSummary:
+    times = {name: datetime.fromisoformat(read[name]) for name in ("not_before", "not_after", "expiry", "warn_after")}
+    problems = tuple(Problem(**{**one, "severity": Severity(one["severity"])}) for one in read["problems"])
+    return TLSSummary(subject=read["subject"], names=read["names"], **times, problems=problems)
+
+
+def answer_request(line: str) -> str:
+    """What the helper prints for a request."""
+    from kiam.tls.certificates import summarize
+
+    request = json.loads(line)
+    files = TLSFiles(**{flag: Path(path) for flag, path in request["paths"].items()})
+    material = TLSMaterial(**{flag: text.encode("latin-1") for flag, text in request["contents"].items()})
+    try:
+        found = summarize(files, material, Side(request["side"]), datetime.fromisoformat(request["now"]))
+    except UserError as error:
+        return json.dumps({"error": {"what": error.what, "fix": error.fix, "kind": error.kind}})
+    return json.dumps({"summary": asdict(found)}, default=datetime.isoformat)
+
+
+if __name__ == "__main__":
+    print(answer_request(sys.stdin.read()))
