@@ -2,7 +2,8 @@
 
 A token proves that its bearer could send a PUT with a header of its own from a pod's address, which what is tricked
 into fetching a URL (SSRF) can't. It is bound to that address and, once the server has said who is there, to the pod's
-UID, so it is worth nothing to another pod. Nothing is kept of it: it carries what has to be known, under a MAC.
+UID, so it is worth nothing to another pod. It carries all that has to be known, under a MAC; what is
+remembered of it only saves checking that again.
 
 The MAC's key is derived from the agent's TLS key and the machine's boot, so that the old and the new agent of a
 roll-over, which share the port for a while, take each other's tokens, and so does an agent that was restarted. It is
@@ -17,6 +18,7 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from kiam.agent.core.failures import Unparsable
@@ -33,6 +35,7 @@ _MAC_BYTES = 24
 _LENGTH = 56
 """Characters: (17 + 24 bytes), and the padding that the real service's tokens have too."""
 _UNBOUND = bytes(8)
+_MOST_REMEMBERED = 4096
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -44,7 +47,7 @@ class SessionTokens:
         self._secret = secret
         self._node = f"{node} {_boot_id()}".encode()
         self._seen = b""
-        self._keys: list[bytes] = []
+        self._keys: tuple[bytes, ...] = ()
 
     def issue(self, ttl: str, address: str, uid: str, now: float) -> str:
         """A token for the pod at an address; ``uid`` is empty while it isn't known, ``ttl`` is as the client sent it.
@@ -60,42 +63,49 @@ class SessionTokens:
 
     def accepts(self, token: str, address: str, uid: str, now: float) -> bool:
         """Whether a token was issued to the pod at an address and is still good; ``uid`` as in :meth:`issue`."""
-        if len(token) != _LENGTH:
-            return False
-        try:
-            raw = urlsafe_b64decode(token)
-            if urlsafe_b64encode(raw) != token.encode():
-                # Decoding overlooks some characters and bits, so that one token would have several spellings.
-                return False
-        except (Error, ValueError):
-            return False
-        if urlsafe_b64encode(raw).decode() != token:
-            return False  # the last character has bits to spare, so that several texts would mean one token
-        head = raw[: _HEAD.size]
-        for key in self._current_keys():
-            if hmac.compare_digest(_mac(key, head, address), raw[_HEAD.size :]):
-                return _is_good(key, head, uid, now)
-        return False
+        return len(token) == _LENGTH and now < _good_until(self._current_keys(), token, address, uid)
 
-    def _current_keys(self) -> list[bytes]:
+    def _current_keys(self) -> tuple[bytes, ...]:
         secret = self._secret()
         if secret is not self._seen:
             self._seen = secret
             key = hmac.digest(secret, b"kiam session tokens, version 1: " + self._node, "sha256")
             if key not in self._keys:
-                self._keys = [key, *self._keys[:1]]
+                self._keys = (key, *self._keys[:1])
         return self._keys
 
 
-def _is_good(key: bytes, head: bytes, uid: str, now: float) -> bool:
+@lru_cache(maxsize=_MOST_REMEMBERED)
+def _good_until(keys: tuple[bytes, ...], token: str, address: str, uid: str) -> float:
+    """When a token stops being good for a pod, in seconds since the epoch; 0: it never was.
+
+    Remembered, because an SDK sends one token for hours. Nothing is taken for good that these arguments don't make so.
+    """
+    try:
+        raw = urlsafe_b64decode(token)
+        if urlsafe_b64encode(raw).decode() != token:
+            # Decoding overlooks some characters and bits, so that one token would have several spellings.
+            return 0.0
+    except (Error, ValueError):
+        return 0.0
+    head = raw[: _HEAD.size]
+    for key in keys:
+        if hmac.compare_digest(_mac(key, head, address), raw[_HEAD.size :]):
+            return _head_good_until(key, head, uid)
+    return 0.0
+
+
+def _head_good_until(key: bytes, head: bytes, uid: str) -> float:
     version, issued, expires, bound_to = _HEAD.unpack(head)
-    if version != _VERSION or now >= expires:
-        return False
+    if version != _VERSION:
+        return 0.0
+    if not uid:
+        return float(expires)
     if bound_to == _UNBOUND:
         # Which attack: one pod collects tokens before it is known, and another one that gets its address later is
         # tricked into using them.
-        return not uid or now < issued + UNBOUND_SECONDS
-    return not uid or hmac.compare_digest(bound_to, _uid_mac(key, uid))
+        return float(min(expires, issued + UNBOUND_SECONDS))
+    return float(expires) if hmac.compare_digest(bound_to, _uid_mac(key, uid)) else 0.0
 
 
 def _mac(key: bytes, head: bytes, address: str) -> bytes:
