@@ -323,6 +323,7 @@ CASES |= {
     ),
     "server.region": Case("eu-west-1", _server_arg("region", "eu-west-1")),
     "server.cache.syncInterval": Case("5m", _server_arg("sync", "5m")),
+    "server.staleAfter": Case("10m", _server_arg("stale-after", "10m")),
     "server.sessionDuration": Case("1h", _server_arg("session-duration", "1h")),
     "server.sessionRefresh": Case("25m", _server_arg("session-refresh", "25m")),
     "server.session": Case("{namespace}.{pod}", _server_arg("session", "{namespace}.{pod}")),
