@@ -26,6 +26,7 @@ COMMANDS = {
     "collect": "wait for a command that a DaemonSet runs on each node, and print what it said",
     "health": "exit 0 if the server answers ok",
     "explain": "say why a pod gets its role or doesn't, and what fixes it",
+    "status": "show what a server knows and does: agents, roles, STS, certificates",
     "config": "check the flags of agent or server, and what they point at",
     "certs": "make an authority and certificates, for trying kiam out",
     "completion": "print a completion script for bash, zsh or fish",

@@ -11,6 +11,8 @@ from typing import Any
 from kiam.cli.options import tls_files
 
 SERVICE = "/kiam.KiamService/"
+_LARGEST_ANSWER = ("grpc.max_receive_message_length", 64 << 20)
+"""Bytes; gRPC's own bound of 4 MiB is too little for the status of a very large cluster."""
 
 
 def load_grpc() -> Any:
@@ -34,7 +36,7 @@ def call(arguments: argparse.Namespace, method: str, request: bytes) -> bytes:
     address: str = arguments.server_address
     credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
     target = address if address.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{address}"
-    options = [("grpc.enable_http_proxy", 0), ("grpc.initial_reconnect_backoff_ms", 100)]
+    options = [("grpc.enable_http_proxy", 0), ("grpc.initial_reconnect_backoff_ms", 100), _LARGEST_ANSWER]
     seconds = arguments.timeout.total_seconds()
     try:
         with grpc.secure_channel(target, credentials, options) as channel:
@@ -83,7 +85,7 @@ def _ask_leniently(arguments: argparse.Namespace, method: str, request: bytes) -
     from kiam.tls.tunnel import ask_through_tunnel
 
     def ask(target: str) -> bytes:
-        with grpc.insecure_channel(target) as channel:
+        with grpc.insecure_channel(target, [_LARGEST_ANSWER]) as channel:
             return _ask(channel, method, request, arguments.timeout.total_seconds())
 
     return ask_through_tunnel(arguments.server_address, tls_files(arguments), ask)

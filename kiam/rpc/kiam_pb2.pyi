@@ -235,12 +235,15 @@ class WatchNodeRequest(_message.Message):
     KNOWN_PODS_FIELD_NUMBER: _builtins.int
     KNOWN_CREDENTIALS_FIELD_NUMBER: _builtins.int
     HOST_NETWORK_PODS_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name (spec.nodeName of its pods). Empty: the server finds the node by host_ip."""
     host_ip: _builtins.str
     """The node's address (status.hostIP of its pods). Used when node_name is empty."""
     host_network_pods: _builtins.bool
     """The agent can tell the node's host-network pods apart by UID: send those that are annotated too, without addresses."""
+    agent_version: _builtins.str
+    """For people who look at the server's status. The server cuts it to 64 characters."""
     @_builtins.property
     def known_pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownPod]:
         """What the agent holds from an earlier stream. The server withdraws those that are gone and skips those that are
@@ -257,10 +260,11 @@ class WatchNodeRequest(_message.Message):
         known_pods: _abc.Iterable[Global___KnownPod] | None = ...,
         known_credentials: _abc.Iterable[Global___KnownCredentials] | None = ...,
         host_network_pods: _builtins.bool = ...,
+        agent_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_ip", b"host_ip", "host_network_pods", b"host_network_pods", "known_credentials", b"known_credentials", "known_pods", b"known_pods", "node_name", b"node_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "host_ip", b"host_ip", "host_network_pods", b"host_network_pods", "known_credentials", b"known_credentials", "known_pods", b"known_pods", "node_name", b"node_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,3 +769,248 @@ class ExplanationStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplanationStep: _TypeAlias = ExplanationStep  # noqa: Y015
+
+@_typing.final
+class StatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
+
+@_typing.final
+class ServerStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    READINESS_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    WATCH_AGE_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    PODS_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    STS_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    OWN_NODES_ONLY_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    server: _builtins.str
+    """The host's name, in a cluster the pod's: each replica has streams and credentials of its own."""
+    readiness: _builtins.str
+    """"ok", or in one line what the server waits for."""
+    uptime_seconds: _builtins.int
+    watch_age_milliseconds: _builtins.int
+    """How long ago the watch of pods last showed a sign of life. Absent: it never has."""
+    pods: _builtins.int
+    namespaces: _builtins.int
+    own_nodes_only: _builtins.bool
+    """Under --node-authorization: the caller's certificate speaks for some nodes only, and nodes and roles are theirs."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]: ...
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleStatus]: ...
+    @_builtins.property
+    def sts(self) -> Global___StsStatus: ...
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CertificateStatus]: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        server: _builtins.str = ...,
+        readiness: _builtins.str = ...,
+        uptime_seconds: _builtins.int = ...,
+        watch_age_milliseconds: _builtins.int | None = ...,
+        pods: _builtins.int = ...,
+        namespaces: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
+        roles: _abc.Iterable[Global___RoleStatus] | None = ...,
+        sts: Global___StsStatus | None = ...,
+        certificates: _abc.Iterable[Global___CertificateStatus] | None = ...,
+        own_nodes_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "sts", b"sts", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds", "certificates", b"certificates", "namespaces", b"namespaces", "nodes", b"nodes", "own_nodes_only", b"own_nodes_only", "pods", b"pods", "readiness", b"readiness", "roles", b"roles", "server", b"server", "sts", b"sts", "uptime_seconds", b"uptime_seconds", "version", b"version", "watch_age_milliseconds", b"watch_age_milliseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__watch_age_milliseconds: _TypeAlias = _typing.Literal["watch_age_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__watch_age_milliseconds: _TypeAlias = _typing.Literal["_watch_age_milliseconds", b"_watch_age_milliseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__watch_age_milliseconds) -> _WhichOneofReturnType__watch_age_milliseconds | None: ...
+
+Global___ServerStatus: _TypeAlias = ServerStatus  # noqa: Y015
+
+@_typing.final
+class NodeStatus(_message.Message):
+    """One stream, or a node with pods that has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    PODS_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Empty: the stream's node isn't known by its address."""
+    pods: _builtins.int
+    @_builtins.property
+    def stream(self) -> Global___StreamStatus:
+        """Absent: no stream of the node is open on this server."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        pods: _builtins.int = ...,
+        stream: Global___StreamStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "pods", b"pods", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class StreamStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    OPEN_SECONDS_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    LAG_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """The address that the agent connects from."""
+    agent_version: _builtins.str
+    """Empty: an agent that doesn't say."""
+    open_seconds: _builtins.int
+    pending: _builtins.int
+    """Changes that wait to be written, and for how long the oldest has."""
+    lag_milliseconds: _builtins.int
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        agent_version: _builtins.str = ...,
+        open_seconds: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        lag_milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "lag_milliseconds", b"lag_milliseconds", "open_seconds", b"open_seconds", "peer", b"peer", "pending", b"pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamStatus: _TypeAlias = StreamStatus  # noqa: Y015
+
+@_typing.final
+class RoleStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_ARN_FIELD_NUMBER: _builtins.int
+    SESSION_NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EXPIRATION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    role_arn: _builtins.str
+    session_name: _builtins.str
+    state: _builtins.str
+    """held, expiring, failing, fetching or waiting."""
+    expiration: _builtins.str
+    """Of the credentials held, as in Credentials; empty: there are none that are good."""
+    error: _builtins.str
+    """AWS's words if the last call failed."""
+    retry_after_seconds: _builtins.int
+    """Until STS is asked again after a failure."""
+    namespaces: _builtins.int
+    """Of the pods that want it."""
+    def __init__(
+        self,
+        *,
+        role_arn: _builtins.str = ...,
+        session_name: _builtins.str = ...,
+        state: _builtins.str = ...,
+        expiration: _builtins.str = ...,
+        error: _builtins.str = ...,
+        retry_after_seconds: _builtins.int = ...,
+        namespaces: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "expiration", b"expiration", "namespaces", b"namespaces", "retry_after_seconds", b"retry_after_seconds", "role_arn", b"role_arn", "session_name", b"session_name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleStatus: _TypeAlias = RoleStatus  # noqa: Y015
+
+@_typing.final
+class StsStatus(_message.Message):
+    """Counts since the server's start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    THROTTLED_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    errors: _builtins.int
+    throttled: _builtins.int
+    """Of the errors, those with which AWS asks to be asked less."""
+    running: _builtins.int
+    def __init__(
+        self,
+        *,
+        calls: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        throttled: _builtins.int = ...,
+        running: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "errors", b"errors", "running", b"running", "throttled", b"throttled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StsStatus: _TypeAlias = StsStatus  # noqa: Y015
+
+@_typing.final
+class CertificateStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """server or authority."""
+    subject: _builtins.str
+    not_before: _builtins.str
+    """As Credentials writes times."""
+    not_after: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        not_before: _builtins.str = ...,
+        not_after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertificateStatus: _TypeAlias = CertificateStatus  # noqa: Y015

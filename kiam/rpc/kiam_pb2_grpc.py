@@ -64,6 +64,11 @@ class KiamServiceStub:
                 request_serializer=kiam_dot_rpc_dot_kiam__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=kiam_dot_rpc_dot_kiam__pb2.Explanations.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/kiam.KiamService/Status',
+                request_serializer=kiam_dot_rpc_dot_kiam__pb2.StatusRequest.SerializeToString,
+                response_deserializer=kiam_dot_rpc_dot_kiam__pb2.ServerStatus.FromString,
+                _registered_method=True)
 
 
 class KiamServiceServicer:
@@ -113,6 +118,13 @@ class KiamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Status(self, request, context):
+        """What this server knows and does at the moment, for `kiam status`. Never credentials, tokens or external ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KiamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_KiamServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=kiam_dot_rpc_dot_kiam__pb2.ExplainRequest.FromString,
                     response_serializer=kiam_dot_rpc_dot_kiam__pb2.Explanations.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=kiam_dot_rpc_dot_kiam__pb2.StatusRequest.FromString,
+                    response_serializer=kiam_dot_rpc_dot_kiam__pb2.ServerStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +326,33 @@ class KiamService:
             '/kiam.KiamService/Explain',
             kiam_dot_rpc_dot_kiam__pb2.ExplainRequest.SerializeToString,
             kiam_dot_rpc_dot_kiam__pb2.Explanations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kiam.KiamService/Status',
+            kiam_dot_rpc_dot_kiam__pb2.StatusRequest.SerializeToString,
+            kiam_dot_rpc_dot_kiam__pb2.ServerStatus.FromString,
             options,
             channel_credentials,
             insecure,

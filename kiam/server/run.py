@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
+from kiam import __version__
 from kiam.grpc_metrics import ServerMetrics
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.base_arn import detect_base_arn
@@ -27,6 +28,7 @@ from kiam.server.grpc.front import Front
 from kiam.server.grpc.listener import GrpcServers
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.grpc.service import Service
+from kiam.server.grpc.status import Parts, StatusReporter
 from kiam.server.kubernetes.accounts import ServiceAccountRoles
 from kiam.server.kubernetes.api import KubeApi
 from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, ROLE_FORBIDDEN, EventRecorder
@@ -115,7 +117,10 @@ class Server:
         credentials = CredentialsManager(
             sts, config.fetchers, config.session_refresh, config.session_duration, Metrics(self._registry)
         )
-        callers = Callers(front.caller)
+        callers = Callers(front.caller, front.address)
+        streams = NodeStreams(
+            self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry
+        )
         service = self.service = Service(
             self._pods,
             self._namespaces,
@@ -124,9 +129,11 @@ class Server:
             self._events,
             self._readiness,
             CertifiedNode(callers) if config.node_authorization else AnyNode(),
-            NodeStreams(self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry),
+            streams,
             (BASE_ARN, *STORES),
         )
+        service.address = callers.address
+        service.status = self._reporter(streams, credentials)
         accounts = ServiceAccountRoles(api)
         service.freshness, service.proofs = self._freshness, NodeProofs(api, self._pods)
         if config.container_credentials:
@@ -145,6 +152,21 @@ class Server:
         tasks.create_task(self._events.run(api))
         tasks.create_task(self._await_sts(sts))
         tasks.create_task(self._fill(tasks, api, sts, credentials))
+
+    def _reporter(self, streams: NodeStreams, credentials: CredentialsManager) -> StatusReporter:
+        return StatusReporter(
+            Parts(
+                __version__,
+                socket.gethostname(),
+                self._readiness,
+                self._freshness,
+                self._pods,
+                self._namespaces,
+                streams,
+                credentials,
+                lambda: self._tls.inspected,
+            )
+        )
 
     async def wait_ready(self) -> None:
         """Until every call can be answered."""

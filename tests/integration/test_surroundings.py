@@ -37,6 +37,7 @@ ARGUMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
         "app --kubeconfig=nowhere --role-base-arn=arn:aws:iam::123456789012:role/",
         "app",
     ),
+    ("status",): (f"{TLS} --server-address=127.0.0.1:9", f"{TLS} --server-address=127.0.0.1:9 --output=json --watch"),
     ("config", "check", "agent"): (f"{TLS} --host=10.9.9.9 --server-address=127.0.0.1:9", "--level=loud"),
     ("config", "check", "server"): (f"{TLS} --role-base-arn=arn:aws:iam::123456789012:role/ --kubeconfig=nowhere",),
     ("certs", "init"): ("--dir new",),

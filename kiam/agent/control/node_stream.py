@@ -11,6 +11,7 @@ import grpc
 from grpc import aio
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from kiam import __version__
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient, is_cancelled
 from kiam.rpc import kiam_pb2
@@ -110,6 +111,7 @@ class StreamFollower:
             known_pods=pods,
             known_credentials=credentials,
             host_network_pods=self._host_network_pods,
+            agent_version=__version__,
         )
         call = self._client.stub.WatchNode(request, wait_for_ready=True)
         updates = aiter(call)

@@ -15,10 +15,11 @@ from kiam.clocks import Clock, SystemClock
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.alarms import Alarms
-from kiam.server.aws.contract import STS, Issued, STSError
+from kiam.server.aws.contract import STS, THROTTLING, Issued, STSError
 from kiam.server.aws.entry import CredentialsUnavailableError, Entry
 from kiam.server.aws.lifetime import backoff_delay, format_time, hold
 from kiam.server.aws.metrics import Metrics
+from kiam.server.aws.report import Calls, RoleReport, report
 from kiam.server.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class CredentialsManager:
         self._queue: FairQueue[Entry] = FairQueue()
         self._running = {URGENT: 0, BACKGROUND: 0}
         """Calls under way."""
+        self._made = self._failed = self._throttled = 0
         self._may_start = asyncio.Event()
         self._alarms: Alarms[Identity] = Alarms(self._clock, self._due, self._clock_was_set)
         self._on_issued: list[Callable[[Identity], None]] = []
@@ -87,6 +89,15 @@ class CredentialsManager:
                             tasks.create_task(self._fetch_queued(pool, entry, entry.outcome, urgency))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def calls(self) -> Calls:
+        """AssumeRole calls so far."""
+        return Calls(self._made, self._failed, self._throttled, sum(self._running.values()))
+
+    def reports(self) -> list[RoleReport]:
+        """How each identity is doing."""
+        return [report(entry, self._clock) for entry in self._entries.values()]
 
     def peek(self, identity: Identity) -> kiam_pb2.Credentials | None:
         """The credentials held and not expired. Never any other: what has expired would only fail in the pod."""
@@ -206,6 +217,7 @@ class CredentialsManager:
         self._schedule(entry)
 
     async def _fetch(self, pool: ThreadPoolExecutor, entry: Entry, urgency: int) -> None:
+        self._made += 1
         with self._metrics.current.track_inprogress(), self._metrics.timing.time():
             try:
                 issued = await asyncio.get_running_loop().run_in_executor(pool, self._sts.assume_role, entry.identity)
@@ -239,6 +251,8 @@ class CredentialsManager:
 
     def _back_off(self, entry: Entry, error: STSError) -> None:
         self._metrics.errors.inc()
+        self._failed += 1
+        self._throttled += error.code in THROTTLING
         entry.failures += 1
         entry.message = str(error)
         delay = backoff_delay(error.code, entry.failures)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
+
+from kiam.addresses import unmapped
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -18,12 +21,30 @@ _UNIX = "unix"
 """How gRPC's names of peers on Unix sockets begin."""
 
 
+def peer_address(peer: str) -> str:
+    """The address in gRPC's name of a TCP peer, such as ``ipv4:192.0.2.1:50000`` or ``ipv6:%5B::1%5D:50000``."""
+    host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
+    try:
+        return str(unmapped(host))
+    except ValueError:
+        return host
+
+
 class Callers:
     """Looks callers up, and refuses those that no certificate stands behind."""
 
-    def __init__(self, joined: Callable[[str], frozenset[str] | None]) -> None:
-        """``joined``: the DNS names of a client that the front joined, by gRPC's name for the peer; None: it didn't."""
+    def __init__(self, joined: Callable[[str], frozenset[str] | None], address: Callable[[str], str]) -> None:
+        """``joined``: the DNS names of a client that the front joined, by gRPC's name for the peer; None: it didn't.
+
+        ``address``: where such a client connects from.
+        """
         self._joined = joined
+        self._address = address
+
+    def address(self, context: Context) -> str:
+        """The address that the caller connects from."""
+        peer = context.peer()
+        return self._address(peer) if peer.startswith(_UNIX) else peer_address(peer)
 
     def dns_names(self, context: Context) -> frozenset[str]:
         """The DNS SANs of the caller's certificate."""

@@ -77,6 +77,14 @@ class _Connection:
     """The abstract name of its Unix socket, while it is joined."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """Who is behind a Unix connection of ours."""
+
+    address: str
+    names: frozenset[str]
+
+
 class Front:
     """Opens the port with :meth:`open`, serves it from :meth:`start` on; :meth:`connect` once gRPC listens."""
 
@@ -92,7 +100,7 @@ class Front:
         self._steers = False
         self._expected: dict[Address, float] = {}
         self._lenient: dict[str, float] = {}
-        self._callers: dict[str, frozenset[str]] = {}
+        self._callers: dict[str, _Caller] = {}
         self._joining: set[asyncio.Task[Any]] = set()
         self._prefix = f"kiam-{secrets.token_hex(8)}"
         self._next = 0
@@ -151,7 +159,13 @@ class Front:
 
     def caller(self, peer: str) -> frozenset[str] | None:
         """The DNS names in the certificate behind a Unix socket, as gRPC names the peer; None: nobody we joined."""
-        return self._callers.get(peer)
+        caller = self._callers.get(peer)
+        return None if caller is None else caller.names
+
+    def address(self, peer: str) -> str:
+        """The address that a client joined over a Unix socket connects from; empty: nobody we joined."""
+        caller = self._callers.get(peer)
+        return "" if caller is None else caller.address
 
     def stop(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -303,7 +317,7 @@ class Front:
         name = f"{self._prefix}-{self._next}"
         sock.bind(f"\0{name}")
         connection.name = name
-        self._callers[f"unix-abstract:{name}"] = dns_names
+        self._callers[f"unix-abstract:{name}"] = _Caller(connection.address, dns_names)
 
     def _end_handshake(self, connection: _Connection) -> None:
         if connection.shaking:

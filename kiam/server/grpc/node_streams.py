@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterator, Set
 from hashlib import blake2b
 from typing import TypeVar
@@ -26,6 +27,8 @@ from kiam.server.policy.permitted import Refusal
 
 MOST_EVENTS_FOR_FAILURE = 20
 """Pods of one identity and node that get an Event for one failed AssumeRole."""
+LONGEST_VERSION = 64
+"""Characters kept of what an agent calls its version."""
 
 
 _Key = tuple[str, str, str]
@@ -34,9 +37,16 @@ _Key = tuple[str, str, str]
 class NodeStream:
     """One agent's stream: what it holds, and what has changed since."""
 
-    def __init__(self, hub: NodeStreams, node_name: str, host_ip: str, request: kiam_pb2.WatchNodeRequest) -> None:
-        """For the pods of a node by name, or if that is empty by address."""
+    def __init__(
+        self, hub: NodeStreams, node_name: str, host_ip: str, request: kiam_pb2.WatchNodeRequest, peer: str = ""
+    ) -> None:
+        """For the pods of a node by name, or if that is empty by address; ``peer``: where the agent connects from."""
         self._hub = hub
+        self.peer = peer
+        self.agent_version = request.agent_version[:LONGEST_VERSION]
+        self.opened_at = time.monotonic()
+        self.behind_since: float | None = None
+        """When the oldest change that isn't written yet was marked; None: all are."""
         self.node_name = node_name
         self.host_ip = host_ip
         self.host_network_pods = request.host_network_pods
@@ -59,6 +69,11 @@ class NodeStream:
         """UIDs of the pods sent that may have an identity."""
         return [uid for uid, other in self._identity_of.items() if other == identity]
 
+    @property
+    def pending(self) -> int:
+        """Changes marked and not taken to be written."""
+        return len(self._gone) + len(self._changed) + len(self._identities)
+
     def covers(self, pod: Pod) -> bool:
         """Whether the pod is this node's, and one that the agent can tell from others."""
         if pod.host_network and not self.host_network_pods:
@@ -78,12 +93,12 @@ class NodeStream:
             self._changed[uid] = None
         elif uid in self._sent:
             self._gone[uid] = None
-        self._work.set()
+        self._marked()
 
     def touch_identity(self, identity: Identity) -> None:
         """Credentials were issued, or could not be."""
         self._identities[identity] = None
-        self._work.set()
+        self._marked()
 
     def end(self) -> None:
         """Let :meth:`wait` return False."""
@@ -121,9 +136,16 @@ class NodeStream:
                 del self._identities[identity]
                 update = self._credentials(identity)
             else:
+                # Here once the last one was written: gRPC asks for the next when it has taken the one before.
+                self.behind_since = None
                 return
             if update is not None:
                 yield update
+
+    def _marked(self) -> None:
+        if self.behind_since is None and self.pending:
+            self.behind_since = time.monotonic()
+        self._work.set()
 
     def _withdraw(self, uid: str) -> kiam_pb2.NodeUpdate | None:
         self._set_identity(uid, None)
@@ -216,9 +238,9 @@ class NodeStreams:
         namespaces.listen(self._namespace_changed)
         credentials.listen(self._issued, self._failed)
 
-    def open(self, node_name: str, host_ip: str, request: kiam_pb2.WatchNodeRequest) -> NodeStream:
-        """Start a stream for a node; :meth:`close` it."""
-        stream = NodeStream(self, node_name, host_ip, request)
+    def open(self, node_name: str, host_ip: str, request: kiam_pb2.WatchNodeRequest, peer: str = "") -> NodeStream:
+        """Start a stream for a node; :meth:`close` it. ``peer``: the address it comes from."""
+        stream = NodeStream(self, node_name, host_ip, request, peer)
         self._open.add(stream)
         index, key = self._place(stream)
         index.setdefault(key, set()).add(stream)
@@ -249,6 +271,10 @@ class NodeStreams:
         """End the streams there are; others may come."""
         for stream in self._open:
             stream.end()
+
+    def __iter__(self) -> Iterator[NodeStream]:
+        """Those that are open."""
+        return iter(self._open)
 
     def node_of(self, stream: NodeStream) -> str:
         """The node a stream is for, as far as it is known."""

@@ -31,6 +31,7 @@ from kiam.server.grpc.container_credentials import (
 from kiam.server.grpc.explainer import Explainer
 from kiam.server.grpc.holds import Waiting
 from kiam.server.grpc.node_streams import NodeStreams
+from kiam.server.grpc.status import StatusReporter
 from kiam.server.kubernetes.events import CREDENTIAL_ERROR, ROLE_FORBIDDEN, EventRecorder
 from kiam.server.kubernetes.freshness import Freshness, NodeProofs
 from kiam.server.kubernetes.objects import Pod
@@ -90,6 +91,10 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         self.freshness = Freshness()
         self.proofs: NodeProofs | None = None
         """Prove a node's pods; None: there is no API to ask."""
+        self.status: StatusReporter | None = None
+        """Answers ``Status``; None: UNIMPLEMENTED."""
+        self.address: Callable[[Context], str] = lambda _: ""
+        """Where a caller connects from, for people."""
         self.arrivals = Waiting()
         """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
         pods.listen(self._pod_changed)
@@ -223,7 +228,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         """Push a node's pods and their credentials: a snapshot, then every change."""
         node_name, host_ip = await self._node(request, context)
         await self._filled.wait()
-        stream = self._streams.open(node_name, host_ip, request)
+        stream = self._streams.open(node_name, host_ip, request, self.address(context))
         try:
             if not self._readiness.stopping and not self._readiness.waits_for(*self._needed):
                 age = await self._age(self._streams.node_of(stream))
@@ -241,6 +246,14 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         finally:
             self._streams.close(stream)
         await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+
+    async def Status(self, request: kiam_pb2.StatusRequest, context: Context) -> kiam_pb2.ServerStatus:
+        """What this server knows and does, as far as it is the caller's business."""
+        if self.status is None:
+            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "this server doesn't tell its status")
+        return self.status.answer(
+            self._authorization.nodes(context), judged=self._filled.is_set() and not self._readiness.stopping
+        )
 
     async def _age(self, node: str) -> int:
         """Milliseconds by which what is known of a node's pods may be behind, proved now if it can be."""

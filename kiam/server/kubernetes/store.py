@@ -52,6 +52,10 @@ class PodStore:
         """The pods scheduled to a node."""
         return self._by_node.get(node, {}).values()
 
+    def nodes(self) -> Collection[str]:
+        """The nodes that pods are scheduled to."""
+        return self._by_node.keys()
+
     def node_of_host(self, host_ip: str) -> str | None:
         """The node that has an address, as its pods' status says."""
         return self._node_of_host.get(host_ip)
@@ -189,6 +193,9 @@ class NamespaceStore:
     def listen(self, listener: Callable[[str], None]) -> None:
         """Have the name of every namespace told whose annotations change, or that appears or goes."""
         self._listeners.append(listener)
+
+    def __len__(self) -> int:
+        return len(self._namespaces)
 
     def uids(self) -> set[str]:
         """Those of all namespaces."""
