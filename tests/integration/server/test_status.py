@@ -176,3 +176,20 @@ async def test_command_says_that_a_server_is_too_old(sandbox: Sandbox) -> None:
     code, _, err = await kiam_status(server, sandbox.pki.agent)
     assert code == 1
     assert "doesn't tell its status" in err
+
+
+async def test_stream_that_nobody_reads_is_behind_until_its_changes_are_taken(sandbox: Sandbox) -> None:
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
+    await status(client, lambda it: states(it) == {"role-a": "held", "role-b": "held"})
+    assert server.service is not None
+    streams = server.service._streams
+    stream = streams.open("n1", "", kiam_pb2.WatchNodeRequest(), "192.0.2.9")
+    found = await status(client, lambda it: it.nodes[0].stream.lag_milliseconds > 0)
+    assert (found.nodes[0].stream.peer, found.nodes[0].stream.pending) == ("192.0.2.9", 1)
+    taken = [update.WhichOneof("update") for update in stream.updates()]
+    assert taken == ["pod", "credentials"]
+    found = await status(client, lambda it: it.nodes[0].stream.lag_milliseconds == 0)
+    assert found.nodes[0].stream.pending == 0
+    streams.close(stream)
+    await status(client, lambda it: not it.nodes[0].HasField("stream"))
