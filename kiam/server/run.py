@@ -45,7 +45,9 @@ from kiam.server.policy.sessions import Sessions
 from kiam.server.readiness import Readiness
 from kiam.server.settings import ServerSettings
 from kiam.server.webhook.listener import Listener, Webhook
+from kiam.tls.certificates import inspect
 from kiam.tls.reload import TLSReloader, expiry_warning, utc_now
+from kiam.tls.summary import Side
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ class Server:
                 self._namespaces,
                 streams,
                 credentials,
-                lambda: self._tls.inspected,
+                lambda: inspect(self._config.tls, self._tls.material, Side.SERVER),
             )
         )
 
