@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -182,3 +184,15 @@ class Process:
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on, and that no connection to elsewhere is given (ip(7), ip_local_port_range)."""
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10_000, first_ephemeral)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True),
+        ):
+            return port

@@ -14,19 +14,14 @@ from prometheus_client import CollectorRegistry, Counter
 
 from kiam.errors import UserError
 from kiam.telemetry import CLIENT_TIMEOUT_SECONDS, MOST_CONNECTIONS, parse_listen_address, serve_telemetry
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.sandbox.process import free_port
 
 
 @pytest.fixture
 def ports() -> Iterator[tuple[int, int]]:
     registry = CollectorRegistry()
     Counter("kiam_test_things", "Things.", registry=registry).inc(3)
-    prometheus, pprof = _free_port(), _free_port()
+    prometheus, pprof = free_port(), free_port()
     with serve_telemetry(f"127.0.0.1:{prometheus}", f"localhost:{pprof}", registry):
         yield prometheus, pprof
 
@@ -109,7 +104,7 @@ def test_port_in_use_names_the_flag(ports: tuple[int, int]) -> None:
 
 
 def test_nothing_listens_after_the_block() -> None:
-    port = _free_port()
+    port = free_port()
     for _ in range(2):
         with serve_telemetry(f":{port}", None, CollectorRegistry()):
             assert _get(f"http://127.0.0.1:{port}/metrics")[0] == 200

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import random
 import socket
 import sys
 import tempfile
@@ -18,18 +16,9 @@ import pytest
 from kiam.tls import TLSFiles
 from tests.sandbox.node import Answer
 from tests.sandbox.pki import Pki, make_pki
-from tests.sandbox.process import Process, wait_until
+from tests.sandbox.process import Process, free_port, wait_until
 
 CREDENTIALS = "/latest/meta-data/iam/security-credentials/"
-
-
-def free_port() -> int:
-    """A port nobody has at this moment, from below those that the kernel gives to clients."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass(slots=True)

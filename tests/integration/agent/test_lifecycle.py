@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from kiam.tls import TLSFiles
-from tests.integration.agent.conftest import CREDENTIALS, free_port, running_agent
+from tests.integration.agent.conftest import CREDENTIALS, running_agent
 from tests.sandbox.conventional_server import conventional_server
 from tests.sandbox.pki import Pki, SecretVolume, make_pki
-from tests.sandbox.process import wait_until
+from tests.sandbox.process import free_port, wait_until
 
 POD = "127.0.0.11"
 

@@ -26,9 +26,9 @@ from kiam.agent.http.token_desk import TokenDesk
 from kiam.agent.http.tokens import SessionTokens
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import Limits, TokenMode
-from tests.integration.agent.conftest import free_port, running_agent
+from tests.integration.agent.conftest import running_agent
 from tests.sandbox.pki import Pki
-from tests.sandbox.process import until
+from tests.sandbox.process import free_port, until
 
 LIMITS = Limits(
     header_time=0.3,

@@ -19,9 +19,9 @@ from kiam.server.grpc.front import COME_AGAIN_SECONDS
 from kiam.tls import TLSFiles
 from kiam.tls.diagnosis import diagnose
 from kiam.tls.issue import Issued
-from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, free_port, running_agent
+from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, running_agent
 from tests.integration.tls.conftest import NAMES, ROLE, Services, running_server, secret
-from tests.sandbox.process import wait_until
+from tests.sandbox.process import free_port, wait_until
 from tests.unit.tls.files import Authority, MountedSecret, write
 
 

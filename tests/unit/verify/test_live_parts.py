@@ -32,6 +32,7 @@ from kiam.verify.live.frames import (
 from kiam.verify.live.sockdiag import Endpoint, find_connection, find_in_table
 from kiam.verify.live.stand_in import HEADER, stand_in
 from kiam.verify.live.tunnels import KINDS, unmatched_name
+from tests.sandbox.process import free_port
 
 LOOPBACK = IPv4Address("127.0.0.1")
 METADATA = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))
@@ -136,11 +137,6 @@ def test_io_uring_connects_and_is_refused_like_connect() -> None:
             assert connection.getpeername() == ("127.0.0.1", port)
     with socket.socket() as connection, pytest.raises(ConnectionRefusedError):
         uring.connect(connection, ("127.0.0.1", port), 5)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return int(server.getsockname()[1])
 
 
 def ask(port: int, path: str) -> bytes:
