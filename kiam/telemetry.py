@@ -198,7 +198,7 @@ def sample_stacks(seconds: float) -> Counter[str]:
     end = time.monotonic() + seconds
     while (now := time.monotonic()) < end:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        for identity, frame in sys._current_frames().items():
+        for identity, frame in sys._current_frames().items():  # noqa: SLF001  # its documented name
             if identity != own:
                 stacks[f"{names.get(identity, identity)};{_fold(frame)}"] += 1
         time.sleep(min(1 / SAMPLES_PER_SECOND, max(end - now, 0)))

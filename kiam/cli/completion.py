@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from kiam.cli.options import actions
+
 SHELLS = {
     "bash": "source <(kiam completion bash)",
     "zsh": 'kiam completion zsh > "${fpath[1]}/_kiam"',
@@ -37,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """All actions of a parser and its subcommands; argparse offers no public way to walk them."""
-    for action in parser._actions:
+    """All actions of a parser and its subcommands."""
+    for action in actions(parser):
         yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for subparser in action.choices.values():
-                yield from _actions(subparser)
+        # Only subcommands are chosen from by name; a flag's choices are no mapping.
+        for subparser in action.choices.values() if isinstance(action.choices, dict) else ():
+            yield from _actions(subparser)

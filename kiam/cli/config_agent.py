@@ -15,7 +15,7 @@ from kiam.agent.settings import AgentSettings
 from kiam.cli import health
 from kiam.cli.agent import settings_from
 from kiam.cli.config_tls import TLS_FLAGS, check_files, check_handshakes, failed_with, needs
-from kiam.cli.options import tls_files
+from kiam.cli.options import actions, tls_files
 from kiam.errors import UserError
 from kiam.tls.certificates import read_certificates
 from kiam.tls.summary import Side
@@ -61,7 +61,7 @@ def _check_health(arguments: argparse.Namespace) -> CheckResult:
     """Ask as kubelet's probe does."""
     probe = argparse.ArgumentParser()
     health.configure(probe)
-    defaults = {action.dest: action.default for action in probe._actions}
+    defaults = {action.dest: action.default for action in actions(probe)}
     given = {**defaults, **vars(arguments), "timeout": timedelta(seconds=TIMEOUT)}
     try:
         health.run(argparse.Namespace(**given))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from kiam.cli.options import WITHOUT_EFFECT
+from kiam.cli.options import WITHOUT_EFFECT, actions
 from kiam.durations import format_duration
 from kiam.verify.results import CheckResult, failed, passed, warned
 
@@ -45,7 +45,7 @@ def collect_problems(parser: argparse.ArgumentParser) -> None:
             convert = action.type if callable(action.type) else str
             action.type = _collecting(convert, action.choices)
             action.choices = None
-    for group in parser._mutually_exclusive_groups:
+    for group in parser._mutually_exclusive_groups:  # noqa: SLF001  # argparse offers no public way to list them
         group.required = False
 
 
@@ -77,8 +77,8 @@ def _check(flag: str, action: argparse.Action, value: object) -> CheckResult:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The command's own flags; argparse offers no public way to list them."""
-    for action in parser._actions:
+    """The command's own flags."""
+    for action in actions(parser):
         if action.option_strings and action.dest not in _NOT_THE_COMMANDS:
             yield action
 

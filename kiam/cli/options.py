@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -189,3 +189,8 @@ def label_selector(text: str) -> dict[str, str]:
     if not all(name and sign and "=" not in value for name, sign, value in terms):
         raise ValueError(f"'{text}' is not a list of labels; write it like app=kiam,component=agent")
     return labels
+
+
+def actions(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """A parser's own flags and subcommands."""
+    return parser._actions  # noqa: SLF001  # argparse offers no public way to list them

@@ -174,7 +174,7 @@ class BotoSTS:
 
         # The session's attribute is where botocore's own assume-role profiles end up; there is no public setter that
         # takes refreshable credentials.
-        session._credentials = DeferredRefreshableCredentials(fetch, "assume-role")
+        session._credentials = DeferredRefreshableCredentials(fetch, "assume-role")  # noqa: SLF001  # see above
 
 
 def _proxies(session: Any, region: str) -> Config:
