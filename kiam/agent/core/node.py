@@ -232,8 +232,12 @@ class NodeCore:
         return self.stream is Stream.LIVE or (self.stream is Stream.AWAY and now < self._away_until)
 
     def _judge(self, address: str, uid: str | None) -> Verdict:
-        if self._pod_uid is PodUidMode.OFF or self.stream is Stream.NONE:
+        if self._pod_uid is PodUidMode.OFF:
             return Verdict.BY_ADDRESS
+        if self.stream is Stream.NONE:
+            # Nothing is pushed that the kernel's word could be held against, but that there is none counts all the same.
+            refused = uid is None and self._pod_uid is PodUidMode.REQUIRE
+            return Verdict.NOT_YET if refused else Verdict.BY_ADDRESS
         return judge(
             uid,
             self.pods.pods.get(uid) if uid else None,

@@ -519,6 +519,19 @@ async def test_who_has_no_socket_is_known_by_its_address_unless_more_is_required
         assert agent.server.asked == []
 
 
+@pytest.mark.parametrize(("mode", "answered"), [(PodUidMode.CHECK, True), (PodUidMode.REQUIRE, False)])
+async def test_where_nothing_is_pushed_more_may_be_required_all_the_same(mode: PodUidMode, answered: bool) -> None:
+    agent = Agent(pod_uid=mode)
+    assert agent.core.stream is Stream.NONE
+    assert await agent.ask(uid="u1") == b"{from-server}\n"
+    if answered:
+        assert await agent.ask() == b"{from-server}\n"
+    else:
+        with pytest.raises(NotYetKnown, match="certain"):
+            await agent.ask(seconds=0.01)
+        assert agent.server.asked == [(A, "app")]
+
+
 async def test_pod_with_a_reported_address_is_not_answered_at_another() -> None:
     agent = live(pod(addresses=(A,)), credentials(), pod_uid=PodUidMode.CHECK)
     assert agent.node.credentials_now(B, "app", "u1") is None
