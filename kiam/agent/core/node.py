@@ -235,7 +235,7 @@ class NodeCore:
         if self._pod_uid is PodUidMode.OFF:
             return Verdict.BY_ADDRESS
         if self.stream is Stream.NONE:
-            # Nothing is pushed that the kernel's word could be held against, but that there is none counts all the same.
+            # Nothing is pushed to hold the kernel's word against, but that there is none counts all the same.
             refused = uid is None and self._pod_uid is PodUidMode.REQUIRE
             return Verdict.NOT_YET if refused else Verdict.BY_ADDRESS
         return judge(

@@ -81,5 +81,5 @@ class ContainerAnswers:
         deadline = asyncio.get_running_loop().time() + REQUEST_BUDGET
         return await self._waiting.wait(
             request.client,
-            lambda: self._calls.container_credentials(tokens[0].strip(), request.client, "", deadline),
+            lambda: self._calls.container_credentials(tokens[0].strip(), request.client, request.uid or "", deadline),
         )
