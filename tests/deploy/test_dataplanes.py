@@ -168,6 +168,24 @@ def test_the_servers_rights_are_the_contracts() -> None:
     assert rights == watching | {("events", "create"), ("events", "patch")}
 
 
+@pytest.mark.parametrize("dataplane", ["none", "iptables", "nftables", "ebpf"])
+def test_asking_the_kernel_for_the_pod_brings_the_agent_alone_what_that_needs(dataplane: str) -> None:
+    chosen = at("agent.dataplane", dataplane)
+    pod, without = agent_pod(chosen, at("agent.podUid", "check")), agent_pod(chosen)
+    agent = pod["containers"][0]
+    assert "--pod-uid=check" in agent["args"]
+    assert capabilities(agent) == capabilities(without["containers"][0]) | {"SYS_ADMIN", "DAC_READ_SEARCH"}
+    mounts = {mount["mountPath"]: mount.get("mountPropagation") for mount in agent["volumeMounts"]}
+    assert (mounts["/run/netns"], mounts["/sys/fs/cgroup"]) == ("HostToContainer", "HostToContainer")
+    for installs, before in zip(pod.get("initContainers", ()), without.get("initContainers", ()), strict=True):
+        assert capabilities(installs) == capabilities(before)
+        assert "/run/netns" not in {mount["mountPath"] for mount in installs["volumeMounts"]}
+
+
+def test_off_without_quotes_is_off() -> None:
+    assert agent_pod(at("agent.podUid", False)) == agent_pod()
+
+
 def test_container_credentials_bring_both_flags_and_just_the_rights_they_need() -> None:
     objects = manifests(GIVEN_CERTIFICATES, at("containerCredentials.enabled", True))
     agent, server = (list(containers(find(objects, f"DaemonSet/kiam-{half}")))[-1] for half in ("agent", "server"))

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "test.enabled",
     "test.node",
     "test.timeout",
+    "agent.podUid",
     "containerCredentials.enabled",
     "containerCredentials.webhook.enabled",
     "containerCredentials.webhook.port",

@@ -70,4 +70,10 @@
     path: /sys/fs/cgroup
     type: Directory
 {{- end }}
+{{- if ne (include "kiam.podUid" .) "off" }}
+- name: netns
+  hostPath:
+    path: /run/netns
+    type: DirectoryOrCreate
+{{- end }}
 {{- end -}}

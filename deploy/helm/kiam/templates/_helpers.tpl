@@ -212,7 +212,7 @@ iptables
 {{/* Whether the dataplane looks at cgroups: eBPF hangs there, and nftables tells host-network pods by theirs. */}}
 {{- define "kiam.needsCgroups" -}}
 {{- $dataplane := include "kiam.dataplane" . -}}
-{{- if or (eq $dataplane "ebpf") (and (ne $dataplane "none") (ne .Values.agent.hostNetworkPods "ignore")) -}}
+{{- if or (eq $dataplane "ebpf") (ne (include "kiam.podUid" .) "off") (and (ne $dataplane "none") (ne .Values.agent.hostNetworkPods "ignore")) -}}
 yes
 {{- end -}}
 {{- end -}}
@@ -228,12 +228,22 @@ yes
 {{/* The capabilities the chosen dataplane needs, and none else:
      NET_ADMIN to change rules and attach programs; NET_RAW because iptables-legacy works through a raw socket; SYS_ADMIN
      for eBPF, because opening a program by its number takes it (BPF and PERFMON are part of it); SYS_ADMIN and SYS_PTRACE to
-     find and enter the host's cgroup namespace; NET_BIND_SERVICE for a port below 1024. */}}
-{{- define "kiam.agent.capabilities" -}}
+     find and enter the host's cgroup namespace. */}}
+{{- define "kiam.dataplane.capabilities" -}}
 {{- $byDataplane := dict "none" list "iptables" (list "NET_ADMIN" "NET_RAW") "nftables" (list "NET_ADMIN") "ebpf" (list "NET_ADMIN" "SYS_ADMIN") -}}
 {{- $capabilities := get $byDataplane (include "kiam.dataplane" .) -}}
 {{- if include "kiam.needsHostCgroupNamespace" . -}}
 {{- $capabilities = concat $capabilities (list "SYS_ADMIN" "SYS_PTRACE") -}}
+{{- end -}}
+{{- $capabilities | uniq | toJson -}}
+{{- end -}}
+
+{{/* Those, and what the agent itself needs: SYS_ADMIN and DAC_READ_SEARCH to look into pods' network namespaces and find a
+     cgroup by its number (agent.podUid); NET_ADMIN for the address of the container credentials endpoint. */}}
+{{- define "kiam.agent.capabilities" -}}
+{{- $capabilities := include "kiam.dataplane.capabilities" . | fromJsonArray -}}
+{{- if ne (include "kiam.podUid" .) "off" -}}
+{{- $capabilities = concat $capabilities (list "SYS_ADMIN" "DAC_READ_SEARCH") -}}
 {{- end -}}
 {{- if .Values.containerCredentials.enabled -}}
 {{- $capabilities = append $capabilities "NET_ADMIN" -}}
@@ -242,6 +252,11 @@ yes
 {{- $capabilities = append $capabilities "NET_BIND_SERVICE" -}}
 {{- end -}}
 {{- $capabilities | uniq | toJson -}}
+{{- end -}}
+
+{{/* agent.podUid; off without quotes is false in YAML. */}}
+{{- define "kiam.podUid" -}}
+{{- kindIs "bool" .Values.agent.podUid | ternary "off" .Values.agent.podUid -}}
 {{- end -}}
 
 {{/* A container's securityContext. Takes a dict: capabilities (a list), root, seLinuxOptions, appArmor. Capabilities
