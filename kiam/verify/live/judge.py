@@ -81,8 +81,10 @@ class Evidence:
         return any(key in self.left_node for key in attempt.sent)
 
 
-def judge_proof(attempt: Attempt, evidence: Evidence, answer: str, expected: str, fixes: Fixes) -> CheckResult:
-    """The straight way: it has to land on the agent, and the agent has to know the nonce."""
+def judge_proof(
+    attempt: Attempt, evidence: Evidence, answer: str, expected: str, fixes: Fixes, *, stands_in: bool = False
+) -> CheckResult:
+    """The straight way: it has to land on the agent, or on what stands in for one that isn't running."""
     check = "live: pod to agent"
     target = f"{fixes.target.host_address}:{fixes.target.port}"
     who = f"{attempt.address}:{attempt.port}"
@@ -92,7 +94,8 @@ def judge_proof(attempt: Attempt, evidence: Evidence, answer: str, expected: str
         if expected not in answer:
             seen = f"{who} landed on {target}, but what listens there isn't a kiam agent: it doesn't answer /ping"
             return warned(check, seen, show_listener(fixes.target.port))
-        return passed(check, f"the pod's connection {who} is the host's at {target}, and a kiam agent answered it")
+        by = "verify's own listener answered it, as no agent runs" if stands_in else "a kiam agent answered it"
+        return passed(check, f"the pod's connection {who} is the host's at {target}, and {by}")
     if attempt.outcome is Outcome.CONNECTED:
         if expected in answer:
             seen = f"the agent answered {who}, but {target} has no connection from there: its source was rewritten"

@@ -37,6 +37,14 @@ def test_a_connection_the_host_has_at_the_agent_and_the_nonce_are_the_proof() ->
     assert proof(tried("tcp", Outcome.CONNECTED), landed("tcp")) is Status.PASS
 
 
+def test_what_stands_in_for_an_agent_is_not_called_one() -> None:
+    attempt, evidence = tried("tcp", Outcome.CONNECTED), landed("tcp")
+    for stands_in in (False, True):
+        found = judge_proof(attempt, evidence, "nonce", "nonce", FIXES, stands_in=stands_in)
+        assert found.status is Status.PASS
+        assert ("a kiam agent answered it" in found.seen) is not stands_in
+
+
 def test_the_nonce_alone_is_no_proof() -> None:
     assert proof(tried("tcp", Outcome.CONNECTED), NOTHING) is Status.FAIL
 
