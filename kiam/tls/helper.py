@@ -8,8 +8,10 @@ verification, as ever. Whatever goes wrong with the helper counts as files that 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -33,14 +35,29 @@ def load_in_helper(files: TLSFiles, side: Side, now: datetime) -> tuple[TLSMater
     material = files.read()
     request = _write_request(files, material, side, now)
     try:
-        # The key goes through a pipe: an argument or the environment could be read in /proc.
-        done = subprocess.run(_ARGV, input=request, capture_output=True, text=True, check=False, timeout=HELPER_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _failed(type(error).__name__) from error
-    if done.returncode:
-        # Not what it wrote on standard error: a traceback could quote what it was given.
-        raise _failed(f"exit {done.returncode}")
-    return material, _read_answer(done.stdout)
+        code, answer = _run(request)
+    except OSError as error:
+        raise _failed(error.strerror or type(error).__name__) from error
+    if code:
+        how = f"killed, after {HELPER_SECONDS:g} s or for want of memory" if code == -signal.SIGKILL else f"exit {code}"
+        raise _failed(how)
+    return material, _read_answer(answer)
+
+
+def _run(request: str) -> tuple[int, str]:
+    """The helper's exit code and its answer; it is killed if that takes too long."""
+    pipe = subprocess.PIPE
+    # The key goes through a pipe: an argument or the environment could be read in /proc. And what the helper writes on
+    # standard error is thrown away: a traceback could quote what it was given.
+    with subprocess.Popen(_ARGV, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as helper:
+        # Not communicate's own time-out, which waits in naps: they go by a clock that may be set meanwhile.
+        watchdog = threading.Timer(HELPER_SECONDS, helper.kill)
+        watchdog.start()
+        try:
+            answer, _ = helper.communicate(request)
+        finally:
+            watchdog.cancel()
+        return helper.returncode, answer
 
 
 def _failed(how: str) -> UserError:
