@@ -123,7 +123,7 @@ test-vm: setup
 attacks: setup
 	$(BIN)/python -m tests.attacks.table
 
-# Figures: make bench SECTIONS="node agent dataplanes server start strangers fairness fanout"; a table, and JSON in bench.json
+# Figures: make bench SECTIONS="node agent dataplanes server start strangers fairness fanout identity"; a table, and JSON in bench.json
 SECTIONS ?=
 bench: setup
 	@$(BIN)/python -m tests.bench $(SECTIONS)

@@ -51,12 +51,30 @@ def box() -> Iterator[NodeInABox]:
     if why is not None:
         pytest.skip(why)
     with NodeInABox("iptables") as made:
-        made.add_namespace("default")
         made.start_server("--container-credentials")
         made.start_agent(FOR_THE_REGION, "--container-credentials")
-        signature = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-east-1/s3/aws4_request"}
-        made.node.call(fetch, str(AWS_IPV4), 8000, f"/{BUCKET}", "PUT", signature)
+        furnish(made)
         yield made
+
+
+@pytest.fixture(scope="module")
+def uid_box() -> Iterator[NodeInABox]:
+    """A node whose agent also asks the kernel which pod's socket a client has."""
+    why = needs_root()
+    if why is not None:
+        pytest.skip(why)
+    with NodeInABox("iptables", needs_cgroups=True) as made:
+        made.start_server()
+        made.start_agent("--pod-uid=check", "--node-name=node-1")
+        furnish(made)
+        yield made
+
+
+def furnish(box: NodeInABox) -> None:
+    """Make the namespace that pods are in, and the bucket that clients look into."""
+    box.add_namespace("default")
+    signature = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-east-1/s3/aws4_request"}
+    box.node.call(fetch, str(AWS_IPV4), 8000, f"/{BUCKET}", "PUT", signature)
 
 
 @dataclass(slots=True)
@@ -103,10 +121,23 @@ class Trial:
 @pytest.fixture
 def trial(box: NodeInABox, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """A pod for one test."""
-    client: Client = request.getfixturevalue("client")
+    with trial_in(box, tmp_path, request.getfixturevalue("client")) as made:
+        yield made
+
+
+@pytest.fixture
+def uid_trial(uid_box: NodeInABox, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """A pod for one test, on a node whose agent knows pods by their UIDs."""
+    with trial_in(uid_box, tmp_path, request.getfixturevalue("client")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def trial_in(box: NodeInABox, home: Path, client: Client) -> Iterator[Trial]:
+    """A pod of a box, which the API doesn't know."""
     assert client.kit is None or client.kit.ready, f"{client.kit.name} isn't installed; 'make test-clients' does it"
     pod = box.add_pod(f"trial-{next(_numbers)}", known=False)
-    yield Trial(box, pod, tmp_path)
+    yield Trial(box, pod, home)
     box.aws.faults()
     box.remove_pod(pod)
 
@@ -165,6 +196,17 @@ def test_it_gets_credentials_though_its_pod_is_known_late(client: Client, trial:
         refused(client, trial, code, output)
         code, output = trial.run(client)
     assert (code, trial.roles()) == (0, {"cart"}), output
+
+
+@clients
+def test_it_gets_credentials_though_nobody_knows_its_address_where_the_kernel_tells_whose_socket_it_is(
+    client: Client, uid_trial: Trial
+) -> None:
+    # The API has a pod's object before kubelet starts its containers. The address isn't late here: it never comes, so
+    # that no client gets through by being patient.
+    uid_trial.box.schedule(uid_trial.pod, "cart")
+    code, output = uid_trial.run(client)
+    assert (code, uid_trial.roles()) == (0, {"cart"}), output
 
 
 @those(lambda client: bool(client.patience))
