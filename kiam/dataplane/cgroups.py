@@ -23,6 +23,8 @@ from kiam.errors import UserError
 
 T = TypeVar("T")
 
+CGROUP_VARIABLE = "KIAM_EBPF_CGROUP"
+"""Names a cgroup that stands for the machine: kubelet's are looked for below it alone, and eBPF programs go there."""
 GONE = "(gone)"
 """Read back for the agent's cgroup where the kernel holds one that is no more: no path, so that nothing matches it."""
 ROOT_CGROUP_ID = 1
@@ -114,9 +116,15 @@ def _below(directory: Path, depth: int) -> Iterator[Path]:
 
 
 def find_pod_cgroups(root: Path) -> tuple[Cgroup, ...]:
-    """Every cgroup below which kubelet keeps pods, for both drivers; empty before kubelet has made one."""
+    """Every cgroup below which kubelet keeps pods, for both drivers; empty before kubelet has made one.
+
+    Where several nodes share one kernel, as kind's do, each has those below :data:`CGROUP_VARIABLE` only.
+    """
     found: list[Cgroup] = []
-    for path in _below(root, _SEARCH_DEPTH):
+    machine = Path(os.environ.get(CGROUP_VARIABLE, root))
+    if not machine.is_relative_to(root):
+        return ()
+    for path in _below(machine, _SEARCH_DEPTH):
         if not _PODS_ROOT.fullmatch(path.name) or any(path.is_relative_to(other.path) for other in found):
             continue
         try:

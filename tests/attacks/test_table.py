@@ -1,7 +1,4 @@
-"""Every way to instance metadata comes to what docs/security.md says, and none but AF_XDP gets there.
-
-Serial, because the kubepods cgroups of tests that run at the same time come and go while they are looked up.
-"""
+"""Every way to instance metadata comes to what docs/security.md says, and none but AF_XDP gets there."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ from tests.attacks.attacker import WAYS
 from tests.attacks.table import BEGIN, END, LABELS, PAGE, PLACES, REACHES, Table, make_table, on_page, render
 from tests.integration.dataplane.world import World
 from tests.sandbox.cgroups import NodeCgroup
-
-pytestmark = pytest.mark.serial
 
 EGRESS_HOOK = (5, 16)
 """The Linux that brought nftables' egress hook; before, packet sockets on the host network get through."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kiam.cli import build_parser
-from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
+from kiam.dataplane.cgroups import CGROUP_VARIABLE
 from tests.integration.verify.site import KIAM
 from tests.sandbox.cgroups import NodeCgroup
 from tests.sandbox.pki import make_pki

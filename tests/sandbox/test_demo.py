@@ -26,8 +26,6 @@ def lines(text: str) -> list[str]:
     return [re.sub(r"; \d+ s;", "; N s;", line.rstrip()) for line in text.splitlines()]
 
 
-# Serial, because the kubepods cgroups of tests that run at the same time come and go while they are looked up.
-@pytest.mark.serial
 @pytest.mark.parametrize("dataplane", DATAPLANES)
 def test_everything_goes_as_it_has_to_and_as_the_readme_shows(dataplane: str) -> None:
     done = demo("--dataplane", dataplane)

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 from kiam.dataplane.cgroups import (
+    CGROUP_VARIABLE,
     Cgroup,
     cgroup_of_id,
     find_cgroup2_root,
@@ -22,9 +23,6 @@ from kiam.dataplane.contract import HostNetwork, WantedState, kernel_words
 from kiam.dataplane.ebpf.state import MAX_FORWARD, MAX_POD_CGROUPS, CgroupPlace, Config, source_digest
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern
-
-CGROUP_VARIABLE = "KIAM_EBPF_CGROUP"
-"""Names a cgroup to attach to instead of the root of the hierarchy: only processes below it are redirected."""
 
 OLDEST_KERNEL = (5, 8)
 """First with the getpeername hooks; network namespace cookies came in 5.7, replacing one program of many in 5.6."""
@@ -61,7 +59,10 @@ def kernel_lacks(what: str) -> UserError:
 
 
 def attach_point() -> Path:
-    """The directory of the cgroup that the programs are attached to. Raises UserError."""
+    """The directory of the cgroup that the programs are attached to: only processes below it are redirected.
+
+    Raises UserError.
+    """
     named = os.environ.get(CGROUP_VARIABLE)
     if named is None:
         return find_cgroup2_root()

@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kiam.dataplane.cgroups import find_cgroup2_root, find_pod_cgroups
-from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
+from kiam.dataplane.cgroups import CGROUP_VARIABLE, find_cgroup2_root, find_pod_cgroups
 from kiam.errors import ErrorKind, UserError
 
 PREFIX = "kiamverify-"

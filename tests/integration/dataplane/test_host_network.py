@@ -1,7 +1,4 @@
-"""Pods on the host network, told from the host's own processes by their cgroup.
-
-Serial, because the kubepods cgroups of tests that run at the same time come and go while they are looked up.
-"""
+"""Pods on the host network, told from the host's own processes by their cgroup."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from kiam.dataplane.cgroups import CGROUP_VARIABLE
 from kiam.dataplane.contract import HostNetwork
 from kiam.errors import UserError
 from tests.integration.dataplane.conftest import Plane
 from tests.integration.dataplane.world import METADATA, METADATA6, Client, World
 from tests.sandbox.netns import NODE_IPV4
-
-pytestmark = pytest.mark.serial
 
 QUALITIES = ("burstable", "besteffort", "")
 
@@ -100,7 +96,7 @@ def test_an_init_container_lets_its_own_pod_through_though_it_has_a_cgroup_names
     # As in a container on a cgroup2 node: its own cgroup is "/" to it, and the host's tree is mounted from the host.
     container = world.agent_pod / "container"
     container.mkdir(exist_ok=True)
-    kiam = (sys.executable, "-m", "kiam", "dataplane")
+    kiam = ("env", f"{CGROUP_VARIABLE}={world.cgroups.root}", sys.executable, "-m", "kiam", "dataplane")
     flags = (f"--host={NODE_IPV4}", "--port=8181", "--host-interface=cali+", "--host-network=deny")
     try:
         install = ("unshare", "--cgroup", *kiam, "install", f"--dataplane={kind}", *flags)

@@ -1,7 +1,4 @@
-"""--host-network=redirect with --pod-uid: a pod on the node's own network gets its own role, by its UID.
-
-Serial, because the kubepods cgroups of tests that run at the same time come and go while they are looked up.
-"""
+"""--host-network=redirect with --pod-uid: a pod on the node's own network gets its own role, by its UID."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ import pytest
 from tests.sandbox.host_pods import HostPod
 from tests.sandbox.node import CREDENTIALS, NodeInABox, needs_root
 from tests.sandbox.process import wait_until
-
-pytestmark = pytest.mark.serial
 
 FLAGS = ("--host-network=redirect", "--node-name=node-1")
 

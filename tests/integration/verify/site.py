@@ -14,8 +14,8 @@ from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
+from kiam.dataplane.cgroups import CGROUP_VARIABLE
 from kiam.dataplane.contract import WantedState
-from kiam.dataplane.ebpf.node import CGROUP_VARIABLE
 from kiam.dataplane.registry import load_dataplane
 from kiam.netfilter.interfaces import InterfacePattern
 from kiam.verify.live.proof import LiveSettings

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kiam.dataplane.cgroups import (
+    CGROUP_VARIABLE,
     Cgroup,
     enclosing_pod,
     find_cgroup2_root,
@@ -44,6 +45,14 @@ def tree(root: Path, *paths: str) -> Path:
 )
 def test_kubelets_cgroup_is_found_for_both_drivers(tmp_path: Path, paths: tuple[str, ...], expected: list[str]) -> None:
     assert [cgroup.name for cgroup in find_pod_cgroups(tree(tmp_path, *paths))] == expected
+
+
+def test_another_nodes_pods_on_the_same_kernel_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "this/kubepods", "other/kubepods")
+    monkeypatch.setenv(CGROUP_VARIABLE, str(tmp_path / "this"))
+    assert [cgroup.name for cgroup in find_pod_cgroups(tmp_path)] == ["this/kubepods"]
+    monkeypatch.setenv(CGROUP_VARIABLE, "/elsewhere")
+    assert find_pod_cgroups(tmp_path) == ()
 
 
 def test_a_cgroup_knows_its_level_and_number(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kiam.dataplane.cgroups import CGROUP_VARIABLE
 from kiam.dataplane.ebpf import node
 from kiam.dataplane.ebpf.guard import wanted_objects
 from kiam.errors import UserError
@@ -37,7 +38,7 @@ def test_a_kernel_that_refuses_is_told_by_its_release_and_what_to_use_instead() 
 
 
 def test_the_named_attach_point_must_be_a_cgroup2_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(node.CGROUP_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CGROUP_VARIABLE, str(tmp_path))
     with pytest.raises(UserError, match="is no cgroup2 directory"):
         node.attach_point()
     (tmp_path / "cgroup.procs").touch()
