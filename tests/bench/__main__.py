@@ -17,7 +17,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import agent, credentials, dataplanes, fairness, fanout, identity, push, server, strangers
+from tests.bench import agent, credentials, dataplanes, fairness, fanout, identity, partition, push, server, strangers
 from tests.sandbox.node import NodeInABox, needs_root
 
 Rows = list[dict[str, Any]]
@@ -37,6 +37,7 @@ GOALS = {
     "fairness": "goal: the other pod's credentials within two STS times (and the Kubernetes API's way), "
     "whatever one tenant has waiting",
     "fanout": "",
+    "partition": "goal: 0 wrong in 100,000 answers",
     "pod start": "goal: with check, at most 50 ms, whenever the address is reported",
     "identity": "goal: within 5 % of off with both the UID check and session tokens",
 }
@@ -74,6 +75,7 @@ SECTIONS: dict[str, Callable[[Say], dict[str, Rows]]] = {
     "fairness": lambda say: {"fairness": uvloop.run(fairness.measure(say))},
     "fanout": run_fanout,
     "identity": identity.measure,
+    "partition": partition.measure,
 }
 
 

@@ -109,13 +109,11 @@ def fetch(
 class Pod:
     """A pod of the box: its namespace and what can be done from inside it."""
 
-    def __init__(self, box: NodeInABox, name: str, namespace: str, net: PodNet) -> None:
+    def __init__(self, box: NodeInABox, name: str, namespace: str, net: PodNet, uid: str | None = None) -> None:
+        """``uid``: for a pod whose sandbox is made anew; otherwise it gets one of its own."""
         self.box, self.name, self.namespace, self.net = box, name, namespace, net
-
-    @property
-    def uid(self) -> str:
-        """Its UID, in the form that the API server gives."""
-        return str(uuid5(NAMESPACE_OID, self.net.interface))
+        self.uid = uid or str(uuid5(NAMESPACE_OID, net.interface))
+        """In the form that the API server gives."""
 
     @property
     def address(self) -> str:
@@ -339,9 +337,18 @@ class NodeInABox:
         """Start ``kiam server`` on the node, in place of one that ran before; further flags override these."""
         if self.server is not None:
             self.server.stop()
-        files = self.pki.server
         self.server_flags = flags
-        self.server = self._start(
+        self.server = self.start_replica(*flags, environment=environment, cpus=cpus)
+        if wait:
+            self.wait_for_server()
+        return self.server
+
+    def start_replica(
+        self, *flags: str, environment: Mapping[str, str] | None = None, cpus: set[int] | None = None
+    ) -> Process:
+        """Start one more ``kiam server``, which the caller ends; its flags have to give it ports of its own."""
+        files = self.pki.server
+        return self._start(
             "server",
             *("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca)),
             *("--bind", f"0.0.0.0:{SERVER_PORT}", "--kubeconfig", str(self.kubeconfig)),
@@ -351,12 +358,14 @@ class NodeInABox:
             environment={**self.aws.environment, **(environment or {})},
             cpus=cpus,
         )
-        if wait:
-            self.wait_for_server()
-        return self.server
 
-    def start_agent(self, *flags: str, wait: bool = True, cpus: set[int] | None = None) -> Process:
-        """Start ``kiam agent`` on the node, in place of one that ran before; further flags override these."""
+    def start_agent(
+        self, *flags: str, wait: bool = True, cpus: set[int] | None = None, hosts: Sequence[str] = ()
+    ) -> Process:
+        """Start ``kiam agent`` on the node, in place of one that ran before; further flags override these.
+
+        ``hosts``: addresses that "localhost" has for it alone, in a mount namespace with an /etc/hosts of its own.
+        """
         if self.agent is not None:
             self.agent.stop()
         files = self.pki.agent
@@ -373,6 +382,7 @@ class NodeInABox:
             *self.dataplane_flags(),
             *flags,
             cpus=cpus,
+            wrapper=self._with_hosts(hosts),
         )
         if wait:
             self.wait_for_agent()
@@ -393,16 +403,24 @@ class NodeInABox:
         *flags: str,
         environment: Mapping[str, str] | None = None,
         cpus: set[int] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> Process:
         self._started += 1
         return Process(
-            [*KIAM, command, *flags],
+            [*wrapper, *KIAM, command, *flags],
             self.directory / f"{command}-{self._started}.log",
             netns=self.node.name,
             cgroup=self.cgroup.system,
             env={**self.environment, **(environment or {})},
             cpus=cpus,
         )
+
+    def _with_hosts(self, addresses: Sequence[str]) -> list[str]:
+        if not addresses:
+            return []
+        file = self.directory / "hosts"
+        file.write_text("".join(f"{address} localhost\n" for address in addresses))
+        return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(file)]
 
     def kiam(self, *arguments: str, timeout: float = 60.0) -> Any:
         """Run any other ``kiam`` command on the node to its end; a CompletedProcess."""

@@ -38,6 +38,9 @@ class Server(Protocol):
     async def credentials(self, address: str, role: str, deadline: float) -> Word:
         """Credentials of a role for the pod at an address."""
 
+    async def report(self, address: str, role: str, deadline: float) -> None:
+        """Let the server see what was refused."""
+
     async def server_health(self, deadline: float) -> str:
         """What the server says of itself."""
 
@@ -244,6 +247,8 @@ class NodeIdentities:
                     continue
                 word, asking = self._result(address, asking), None
                 if self._believes(address, uid, word):
+                    if word.refusal is not None:
+                        raise word.refusal
                     return word.body
                 ask_from = loop.time() + _ASK_AGAIN_AFTER
         finally:
@@ -321,7 +326,7 @@ class NodeIdentities:
 
     async def _tell(self, address: str, role: str, deadline: float) -> None:
         try:
-            await self._unary.credentials(address, role, deadline)
+            await self._unary.report(address, role, deadline)
         except RequestFailure as failure:
             log.debug("the server says of a refused request: %s", failure)
 

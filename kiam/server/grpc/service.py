@@ -56,6 +56,8 @@ FORBIDDEN = "forbidden by policy"
 EMPTY_ROLE = "role can't be empty"
 PROVE = "kiam-prove"
 """Metadata of a unary call that wants to know how old the server's word is."""
+AGE_OF_REFUSAL = "kiam-watch-age-milliseconds"
+"""Trailing metadata of a refusal to such a call: what the answers' ``watch_age_milliseconds`` is."""
 RETRY_AFTER = "retry-after"
 """Trailing metadata of UNAVAILABLE: whole seconds until STS is asked again."""
 
@@ -144,10 +146,14 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             if decision.refusal is Refusal.UNDECIDED:
                 await self._wait_for_namespace(pod, decision, context, hold)
                 continue
-            if not pod.role:
-                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE)
-            if not decision.allowed:
-                await self._refuse(pod, role, decision, context)
+            if not pod.role or not decision.allowed:
+                # A no is the server's word on who is at the address as much as credentials are.
+                age = await self._proved_age(pod, context)
+                if age is not None and self._pods.get(found.uid) != found:
+                    continue
+                if not pod.role:
+                    await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE, _aged(age))
+                await self._refuse(pod, role, decision, context, age)
             identity = judge.identity(pod)
             waited = identity == issued_for
             held = self._credentials.peek(identity) if waited else self._credentials.ready(identity)
@@ -294,7 +300,9 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         if not await self.arrivals.wait(f"ns/{pod.namespace}", hold.left()):
             await _abort(context, grpc.StatusCode.UNAVAILABLE, decision.explanation, ((RETRY_AFTER, "1"),))
 
-    async def _refuse(self, pod: Pod, role: str, decision: Decision, context: Context) -> NoReturn:
+    async def _refuse(
+        self, pod: Pod, role: str, decision: Decision, context: Context, age: int | None = None
+    ) -> NoReturn:
         log.warning(
             "pod denied by policy",
             extra={
@@ -306,7 +314,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             },
         )
         self._events.record(pod, ROLE_FORBIDDEN, forbidden_message(role, decision))
-        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN)
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN, _aged(age))
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None and len(self.arrivals):
@@ -383,6 +391,10 @@ class _Hold:
             else:
                 self._until = now + min(remaining - min(DEADLINE_MARGIN, remaining / 10), LONGEST_HOLD_WITH_DEADLINE)
         return self._until - now
+
+
+def _aged(age: int | None) -> tuple[tuple[str, str], ...]:
+    return () if age is None else ((AGE_OF_REFUSAL, str(age)),)
 
 
 async def _abort(

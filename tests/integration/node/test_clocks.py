@@ -5,7 +5,7 @@ libfaketime sets it, and leaves the clocks alone that timers and suspensions go 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,9 +31,10 @@ class AgentWithAClock(NodeInABox):
         *flags: str,
         environment: Mapping[str, str] | None = None,
         cpus: set[int] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> Process:
         clock = self._clock if command == "agent" else {}
-        return super()._start(command, *flags, environment={**(environment or {}), **clock}, cpus=cpus)
+        return super()._start(command, *flags, environment={**(environment or {}), **clock}, cpus=cpus, wrapper=wrapper)
 
 
 @pytest.fixture

@@ -40,6 +40,23 @@ async def test_word_is_proved_when_a_stream_opens_and_when_a_call_asks_for_it(sa
     assert credentials.HasField("watch_age_milliseconds")
 
 
+async def test_refusal_says_how_old_it_is_to_those_who_ask(sandbox: Sandbox, kube: KubeApi) -> None:
+    kube.load([pod("bare", "10.0.0.3", node="n1", uid="uid-bare")])
+    client = await sandbox.connect(await sandbox.start())
+    assert await client.role("10.0.0.3") == ""
+    for address, code in (
+        ("10.0.0.1", grpc.StatusCode.PERMISSION_DENIED),
+        ("10.0.0.3", grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        request = kiam_pb2.GetPodCredentialsRequest(ip=address, role="another")
+        for metadata, is_told in ((PROVE, True), ((), False)):
+            with pytest.raises(aio.AioRpcError) as error:
+                await client.stub.GetPodCredentials(request, timeout=5, metadata=metadata)
+            assert error.value.code() is code
+            ages = [value for key, value in error.value.trailing_metadata() if key == "kiam-watch-age-milliseconds"]
+            assert (len(ages) == 1 and int(ages[0]) < 5000) if is_told else not ages
+
+
 async def test_concurrent_askers_for_one_node_share_a_few_lists(sandbox: Sandbox, kube: KubeApi) -> None:
     client = await sandbox.connect(await sandbox.start())
     assert await client.role("10.0.0.1") == "role-a"

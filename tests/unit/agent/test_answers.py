@@ -92,6 +92,7 @@ class Server:
         self.asked: list[tuple[str, str]] = []
         self.age: float | None = None
         self.failure: RequestFailure | None = None
+        self.refusal: RequestFailure | None = None
         self.answers = asyncio.Event()
         """Unset: calls are held."""
         self.answers.set()
@@ -108,7 +109,10 @@ class Server:
         await self.answers.wait()
         if self.failure is not None:
             raise self.failure
-        return Word(body, asked_at, self.age)
+        return Word(body, asked_at, self.age, self.refusal)
+
+    async def report(self, address: str, role: str, deadline: float) -> None:
+        await self._answer(address, role, b"")
 
     async def server_health(self, deadline: float) -> str:
         return "ok"
@@ -234,6 +238,21 @@ async def test_answer_older_than_the_pods_interface_is_not_given() -> None:
     agent.server.age = 0.0
     agent.clock.at += 1.0
     assert await asking == b"{from-server}\n"
+
+
+async def test_refusal_older_than_the_pods_interface_is_not_told() -> None:
+    """It may be about the pod that had the address before."""
+    agent = live()
+    agent.server.age, agent.server.refusal = 30.0, Forbidden("forbidden by policy")
+    agent.kernel.plug(A)
+    asking = asyncio.create_task(agent.ask())
+    while len(agent.server.asked) < 2:  # noqa: ASYNC110  # nothing signals that a call is repeated
+        await asyncio.sleep(0.01)
+    assert not asking.done()
+    agent.server.age = 0.0
+    agent.clock.at += 1.0
+    with pytest.raises(Forbidden, match="forbidden by policy"):
+        await asking
 
 
 async def test_call_made_before_the_address_changed_hands_answers_nobody() -> None:
