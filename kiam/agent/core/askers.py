@@ -29,8 +29,12 @@ class PeerIdentification(Protocol):
     Asked once a connection, when it is made, in the event loop: an answer may take some 60 µs.
     """
 
-    def uid_of(self, client: tuple[str, int], server: tuple[str, int]) -> str | None:
+    def uid_of(
+        self, client: tuple[str, int], server: tuple[str, int], original: tuple[str, int] | None = None
+    ) -> str | None:
         """The UID of the pod whose socket is at ``client`` (canonical address and port); ``server`` is our end.
+
+        ``original``: what netfilter says the client's packets were addressed to; None: nothing.
 
         None: the socket isn't a pod's, or that can't be told. Never raises.
         """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from kiam.agent.http.listener import original_destination
 from kiam.agent.http.messages import Request, Response, encode, recognise, text
 from kiam.agent.http.paths import normalise_address
 
@@ -110,7 +111,9 @@ class Connection(asyncio.Protocol):
             # Once a connection: the cgroup of a socket never changes.
             here = transport.get_extra_info("sockname")
             self.client_uid = self._server.peers.uid_of(
-                (self.client_address, self._peer[1]), (normalise_address(here[0]), here[1])
+                (self.client_address, self._peer[1]),
+                (normalise_address(here[0]), here[1]),
+                original_destination(transport.get_extra_info("socket"), self.client_address),
             )
         self._expect(self._server.limits.header_time, is_expected=True)
 

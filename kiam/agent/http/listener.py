@@ -6,6 +6,7 @@ import ctypes
 import errno
 import socket
 import struct
+from asyncio.trsock import TransportSocket
 from ipaddress import IPv4Address, IPv6Address
 
 from kiam.errors import UserError
@@ -14,8 +15,13 @@ BACKLOG = 1024
 """Connections that wait to be taken; event loops listen once more, with a number of their own unless told one."""
 # asm-generic/socket.h; Python's socket module has no name for it.
 _SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ORIGINAL_DST = 80
+"""linux/netfilter_ipv4.h; linux/netfilter_ipv6/ip6_tables.h has the same number for IPv6."""
 # linux/bpf_common.h: BPF_RET | BPF_K.
 _BPF_RETURN_CONSTANT = 0x06
+_SOCKADDR_IN = struct.Struct("!2xH4s8x")
+_SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
+"""Port and address; the family before and the scope behind are left out."""
 
 
 def listen(port: int) -> socket.socket:
@@ -69,6 +75,25 @@ def steer_away(sock: socket.socket) -> None:
     # struct sock_fprog (linux/filter.h): how many instructions, and where they are.
     program = struct.pack("HP", 1, ctypes.addressof(instruction))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def original_destination(connection: socket.socket | TransportSocket, client: str) -> tuple[str, int] | None:
+    """Where a client's packets were addressed before the kernel translated that to our end, by its connection tracking.
+
+    ``client`` is its canonical address. None: nothing tracks the connection, so nothing has translated it.
+    """
+    try:
+        if ":" in client:
+            raw = connection.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+            port, address = _SOCKADDR_IN6.unpack(raw)
+            return str(IPv6Address(address)), port
+        # It answers for an IPv4 client of an IPv6 socket, too.
+        port, address = _SOCKADDR_IN.unpack(
+            connection.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size)
+        )
+        return str(IPv4Address(address)), port
+    except OSError:
+        return None
 
 
 def is_served(port: int) -> bool:

@@ -75,7 +75,7 @@ class SocketPeers:
         self._questions.close()
         self._cgroups.close()
 
-    def uid_of(self, client: End, server: End) -> str | None:
+    def uid_of(self, client: End, server: End, original: End | None = None) -> str | None:
         """The UID of the pod whose socket is at ``client``; None: it is no pod's, or that can't be told."""
         try:
             # The kernel tells of a new pod's interface before it delivers the pod's first packet.
@@ -83,16 +83,27 @@ class SocketPeers:
             table = self._table(client[0])
             if table is None:
                 return None
-            metadata = str(METADATA_IPV6 if ":" in client[0] else METADATA_IPV4)
-            # Redirected by the packet, the client's socket still has the address it connected to; by the connect hook,
-            # or when it asks directly, it has ours.
-            cgroup = table.cgroup_of(client, (metadata, METADATA_PORT))
-            if cgroup is None:
-                cgroup = table.cgroup_of(client, server)
-            return None if cgroup is None else self._cgroups.uid_of(cgroup)
+            for end in self._far_ends(client, server, original, is_node=table is self._node):
+                cgroup = table.cgroup_of(client, end)
+                if cgroup is not None:
+                    return self._cgroups.uid_of(cgroup)
+            return None
         except (OSError, ValueError) as error:
             log.debug("who is at %s port %d can't be told: %s", *client, error)
             return None
+
+    @staticmethod
+    def _far_ends(client: End, server: End, original: End | None, *, is_node: bool) -> tuple[End, ...]:
+        """What the client's socket may be connected to, as it sees that."""
+        if original is not None and original != server:
+            return (original,)
+        if is_node:
+            # Which attack: a pod on the host network connects to us directly, from the port from which another one is
+            # connected to the metadata address (both may: the other ends differ), to be taken for that one. What is
+            # redirected there is translated by netfilter, which says so, or by the connect hook, before it is sent.
+            return (server,)
+        # eBPF redirects a pod's packets without netfilter, and its socket keeps the address it connected to.
+        return (str(METADATA_IPV6 if ":" in client[0] else METADATA_IPV4), METADATA_PORT), server
 
     def links_gone(self, is_there: Callable[[int], bool]) -> None:
         """Let go of the namespaces whose interfaces have gone: an open socket would keep them."""

@@ -31,6 +31,14 @@ sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
 print(sock.getsockname()[1], flush=True)
 sys.stdin.read()
 """
+CONNECTING = """
+import socket, sys
+sock = socket.socket()
+sock.setblocking(False)
+sock.connect_ex((sys.argv[1], 18182))
+print(sock.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
 PORT = 18181
 
 
@@ -157,6 +165,29 @@ def test_host_network_pod_is_found_in_the_nodes_own_namespace(site: Site) -> Non
         finally:
             process.kill()
             process.communicate()
+
+
+def test_socket_that_is_not_connected_yet_is_nobodys_peer(site: Site) -> None:
+    uid = str(uuid4())
+    pod = site.net.add_pod(f"s{uid[:8]}")
+    # Packets to the port are dropped, so that it stays in SYN_SENT.
+    rule = f"-d {NODE_IPV4} -p tcp --dport 18182 -j DROP"
+    site.net.node.run("iptables", "-I", "INPUT", *rule.split())
+    process = pod.netns.popen(
+        [sys.executable, "-c", CONNECTING, str(NODE_IPV4)],
+        cgroup=site.cgroup.pod(uid),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with site.peers() as peers:
+            assert peers.uid_of((str(pod.address), port), (str(NODE_IPV4), 18182)) is None
+    finally:
+        process.kill()
+        process.communicate()
+        site.net.node.run("iptables", "-D", "INPUT", *rule.split())
 
 
 def test_namespace_of_a_pod_that_is_gone_is_let_go(site: Site) -> None:
