@@ -22,10 +22,10 @@ from kiam.server.aws.credentials import CredentialsManager
 from kiam.server.aws.metrics import Metrics
 from kiam.server.aws.sts import BotoSTS
 from kiam.server.grpc.authorization import AnyNode, CertifiedNode
+from kiam.server.grpc.backend import Backend
 from kiam.server.grpc.callers import Callers
 from kiam.server.grpc.container_credentials import ContainerCredentials
 from kiam.server.grpc.front import Front
-from kiam.server.grpc.listener import GrpcServers
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.grpc.service import Service
 from kiam.server.grpc.status import Parts, StatusReporter
@@ -85,7 +85,7 @@ class Server:
         awaited = [*STORES, STS_ANSWER] if config.role_base_arn else [BASE_ARN, *STORES, STS_ANSWER]
         self._readiness = Readiness(awaited)
         self._freshness = Freshness()
-        self._grpc = GrpcServers(config)
+        self._grpc = Backend(config)
         Counter(
             "kiam_k8s_dropped_pods",
             "Pods lost by prefetching. Always 0: pods wait in the store, not in a buffer.",
@@ -148,7 +148,7 @@ class Server:
         tasks.create_task(self._tls.watch(self.webhook.reload if self.webhook is not None else lambda: None))
         description = kiam_pb2.DESCRIPTOR.services_by_name["KiamService"]
         counted = ServerMetrics(self._registry).count(description, callers.guard(description, service))
-        await self._grpc.start(counted, front, self._tls)
+        front.connect(await self._grpc.start(counted))
         log.info("answering agents on %s (port %d), STS is %s", config.bind, front.port, sts.endpoint)
         tasks.create_task(credentials.run())
         tasks.create_task(self._events.run(api))

@@ -55,14 +55,6 @@ def may_serve_any_purpose(certificate: x509.Certificate, peer: Side, depth: int)
     return key.digital_signature or key.key_agreement or (peer is Side.SERVER and key.key_encipherment)
 
 
-_LENIENT = object()
-
-
-def was_lenient(connection: SSL.Connection) -> bool:
-    """Whether gRPC's own TLS library would have refused the other side's certificate, or an authority above it."""
-    return connection.get_app_data() is _LENIENT
-
-
 def make_context(material: TLSMaterial, peer: Side) -> SSL.Context:
     """A context that demands a certificate of the other side, which is ``peer``, and verifies it.
 
@@ -86,13 +78,10 @@ def make_context(material: TLSMaterial, peer: Side) -> SSL.Context:
     # As Go: what is in --ca is trusted as it is, an intermediate authority too.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
 
-    def verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, good: int) -> bool:
+    def verify(_: SSL.Connection, certificate: crypto.X509, error: int, depth: int, good: int) -> bool:
         if good:
             return True
-        if error != _UNSUITABLE_PURPOSE or not may_serve_any_purpose(certificate.to_cryptography(), peer, depth):
-            return False
-        connection.set_app_data(_LENIENT)
-        return True
+        return error == _UNSUITABLE_PURPOSE and may_serve_any_purpose(certificate.to_cryptography(), peer, depth)
 
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
     if peer is Side.CLIENT:

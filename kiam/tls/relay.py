@@ -16,6 +16,9 @@ CHUNK = 65536
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be written to one side, above which the other side isn't read."""
 
+GOODBYE_SECONDS = 10.0
+"""Time for the other side to take what is left, when a connection is closed."""
+
 EndHandler = Callable[["TLSEnd"], None]
 
 
@@ -23,7 +26,7 @@ class TLSEnd(asyncio.Protocol):
     """The TLS side: feeds OpenSSL with what the socket brings, and the socket with what OpenSSL makes.
 
     ``verified`` is called once after the handshake, ``closed`` once at the end, whatever it was. Plain text is given to
-    ``peer`` and taken from it; until there is one, what arrives waits inside OpenSSL.
+    ``peer`` and taken from it; until there is one, what the client sends waits in the kernel.
     """
 
     def __init__(self, connection: SSL.Connection, verified: EndHandler, closed: EndHandler) -> None:
@@ -35,11 +38,18 @@ class TLSEnd(asyncio.Protocol):
         self.failure: Exception | None = None
         """Why TLS failed, if it did."""
         self.peer: PlainEnd | None = None
+        self.received: Callable[[bytes], bytes] | None = None
+        """What becomes of plain text before ``peer`` gets it, if it isn't to be passed on as it is."""
         self.transport: asyncio.Transport | None = None
+        self._aborted = False
+        self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake; a client speaks first."""
         self.transport = cast(asyncio.Transport, transport)
+        if self._aborted:
+            self.transport.abort()
+            return
         self.transport.set_write_buffer_limits(HIGH_WATER)
         self._advance()
 
@@ -53,8 +63,12 @@ class TLSEnd(asyncio.Protocol):
         self._advance()
 
     def join(self, peer: PlainEnd) -> None:
-        """Let plain text flow."""
+        """Let plain text flow; ``peer`` is closed if this side has ended meanwhile."""
         self.peer = peer
+        if self._lost:
+            peer.close()
+            return
+        self.resume()
         self._advance()
 
     def write(self, plain: bytes) -> None:
@@ -79,10 +93,11 @@ class TLSEnd(asyncio.Protocol):
                     self._flush()
                 except SSL.Error:
                     pass
-            self.transport.close()
+            self._close_transport()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once, or as soon as there is a connection."""
+        self._aborted = True
         if self.transport is not None:
             self.transport.abort()
 
@@ -91,6 +106,7 @@ class TLSEnd(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end, for both sides."""
+        self._lost = True
         self._closed(self)
         if self.peer is not None:
             self.peer.close()
@@ -121,9 +137,12 @@ class TLSEnd(asyncio.Protocol):
                 self.connection.do_handshake()
                 self.established = True
                 self._flush()
+                # Which attack: whoever has a certificate could fill this process's memory before gRPC is there.
+                self.pause()
                 self._verified(self)
             while self.peer is not None:
-                self.peer.write(self.connection.recv(CHUNK))
+                plain = self.connection.recv(CHUNK)
+                self.peer.write(plain if self.received is None else self.received(plain))
         except SSL.WantReadError:
             self._flush()
         except SSL.ZeroReturnError:
@@ -137,8 +156,15 @@ class TLSEnd(asyncio.Protocol):
             # The alert with the reason.
             self._flush()
         finally:
-            if self.transport is not None:
-                self.transport.close()
+            self._close_transport()
+
+    def _close_transport(self) -> None:
+        if self.transport is None:
+            return
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            # Which attack: who reads nothing any more would keep the connection, and its share of the bounds, for ever.
+            asyncio.get_running_loop().call_later(GOODBYE_SECONDS, self.transport.abort)
 
     def _flush(self) -> None:
         assert self.transport is not None
@@ -213,3 +239,11 @@ def endpoint(context: SSL.Context, *, server: bool, host: str = "") -> SSL.Conne
             connection.set_tlsext_host_name(host.encode("idna"))
         connection.set_connect_state()
     return cast(SSL.Connection, connection)
+
+
+def reason(failure: Exception) -> str:
+    """Why TLS failed, in OpenSSL's words."""
+    errors = failure.args[0] if failure.args else ()
+    # Each is (library, function, reason).
+    words = [str(error[-1]) for error in errors if error] if isinstance(errors, list | tuple) else []
+    return ", ".join(words) or str(failure) or type(failure).__name__

@@ -23,6 +23,7 @@ Say = Callable[[str], None]
 STARTS = 5
 HELD = 20_000
 CALLS = 200
+SHARED_SECONDS = 15.0
 LOOPBACKS = 250
 """Addresses of 127.0.0.0/8 that the strangers come from, as if they were so many pods."""
 
@@ -51,10 +52,77 @@ def measure_strangers(say: Say) -> list[dict[str, Any]]:
         say(f"strangers: {HELD} connections, held")
         with _held(box) as held:
             rows.append(_row(box, box.server, "held, silent", len(held)))
+        say(f"strangers: for {SHARED_SECONDS:.0f} s, at an agent's own address")
+        rows.append(_beside(box, box.server))
         say(f"strangers: {HELD} connections, one after the other")
         rows.append(_row(box, box.server, "churning", HELD, lambda: _churn(box)))
         rows.append(_row(box, box.server, "none, afterwards", 0))
     return rows
+
+
+def _beside(box: NodeInABox, server: Process) -> dict[str, Any]:
+    """As many TLS handshakes as can be begun, and not ended, from the address that an agent connects from too.
+
+    A pod behind its node's address has that. The agent calls all the time; what the server holds at most is told.
+    """
+    tops = {"connections": 0.0, "rss": 0.0}
+
+    def meanwhile() -> None:
+        hello, sockets = _client_hello(), list[socket.socket]()
+        end = time.monotonic() + SHARED_SECONDS
+        try:
+            while time.monotonic() < end:
+                _ask(box.pki.agent)
+                sockets += _begin_handshakes(hello, 500)
+                alive = [sock for sock in sockets if _is_open(sock)]
+                for sock in set(sockets) - set(alive):
+                    sock.close()
+                sockets = alive
+                tops["connections"] = max(tops["connections"], len(alive))
+                tops["rss"] = max(tops["rss"], server.rss_bytes())
+        finally:
+            for sock in sockets:
+                sock.close()
+
+    row = _row(box, server, "held, at an agent's address", 0, meanwhile)
+    return {**row, "connections": int(tops["connections"]), "server_rss_mib": round(tops["rss"] / 2**20, 1)}
+
+
+def _begin_handshakes(hello: bytes, count: int) -> list[socket.socket]:
+    """Connections on which a client's first message was sent."""
+    sockets = []
+    for _ in range(count):
+        sock = socket.socket()
+        sock.settimeout(0.5)
+        try:
+            sock.connect(("127.0.0.1", SERVER_PORT))
+            sock.sendall(hello)
+        except OSError:
+            sock.close()
+        else:
+            sockets.append(sock)
+    return sockets
+
+
+def _client_hello() -> bytes:
+    outward = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outward, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outward.read()
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Whether the server hasn't closed it."""
+    sock.setblocking(False)
+    try:
+        while sock.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _start(box: NodeInABox) -> tuple[float, float]:

@@ -21,7 +21,7 @@ class FrontMetrics(Collector):
         counts = self._counts()
         connections = GaugeMetricFamily(
             "kiam_server_front_connections",
-            "Connections at the server's port that gRPC doesn't hold itself: in their handshake, or joined to it.",
+            "Connections at the server's port: in their TLS handshake, or joined to gRPC.",
             labels=["stage"],
         )
         for stage in ("handshake", "joined"):

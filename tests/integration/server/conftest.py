@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -58,10 +58,14 @@ async def kube() -> AsyncIterator[KubeApi]:
         yield api
 
 
+Early = Callable[[int], Awaitable[None]]
+
+
 class Client:
     """An agent's end."""
 
     def __init__(self, channel: aio.Channel) -> None:
+        self.channel = channel
         self.stub: Any = kiam_pb2_grpc.KiamServiceStub(channel)
 
     async def role(self, ip: str, seconds: float | None = 5) -> str:
@@ -73,11 +77,11 @@ class Client:
         answer: kiam_pb2.Credentials = await self.stub.GetPodCredentials(request, timeout=seconds, wait_for_ready=True)
         return answer
 
-    async def health(self) -> str:
+    async def health(self, seconds: float = 5) -> str:
         """``ok``, or what the server says it waits for."""
         request = kiam_pb2.GetHealthRequest()
         try:
-            return str((await self.stub.GetHealth(request, timeout=5, wait_for_ready=True)).message)
+            return str((await self.stub.GetHealth(request, timeout=seconds, wait_for_ready=True)).message)
         except aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
@@ -163,17 +167,20 @@ class Sandbox:
             pprof_listen_addr=None,
         )
 
-    async def start(self, **changes: Any) -> Server:
+    async def start(self, early: Early | None = None, **changes: Any) -> Server:
+        """``early``: called with the port when that is all there is of the server."""
         self.registry = CollectorRegistry()
-        return await self._stack.enter_async_context(_running(replace(self.config, **changes), self.registry))
+        config = replace(self.config, **changes)
+        return await self._stack.enter_async_context(_running(config, self.registry, early))
 
-    async def connect(self, server: Server, tls: TLSFiles | None = None) -> Client:
+    async def connect(self, server: Server | int, tls: TLSFiles | None = None) -> Client:
         files = tls or self.pki.agent
         credentials = grpc.ssl_channel_credentials(
             files.ca.read_bytes(), files.key.read_bytes(), files.cert.read_bytes()
         )
         options = [("grpc.use_local_subchannel_pool", 1)]
-        channel = aio.secure_channel(f"localhost:{server.port}", credentials, options=options)
+        port = server if isinstance(server, int) else server.port
+        channel = aio.secure_channel(f"localhost:{port}", credentials, options=options)
         return Client(await self._stack.enter_async_context(channel))
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -185,11 +192,15 @@ class _EndedError(Exception):
 
 
 @asynccontextmanager
-async def _running(config: ServerSettings, registry: CollectorRegistry) -> AsyncIterator[Server]:
+async def _running(
+    config: ServerSettings, registry: CollectorRegistry, early: Early | None = None
+) -> AsyncIterator[Server]:
     tls, front = open_port(config, registry)
     server: Server | None = None
     try:
         front.start()
+        if early is not None:
+            await early(front.port)
         server = await make_server(config, tls, front, registry)
         async with asyncio.TaskGroup() as tasks:
             await server.start(tasks)

@@ -114,3 +114,33 @@ async def test_bind_that_is_no_address_is_one_clear_line(sandbox: Sandbox, bind:
     with pytest.raises(UserError) as error:
         await sandbox.start(bind=bind)
     assert str(error.value).startswith(f"--bind: '{bind}' is not an address")
+
+
+async def test_client_that_comes_before_grpc_is_there_is_connected_at_once_and_answered_later(sandbox: Sandbox) -> None:
+    answers = []
+
+    async def early(port: int) -> None:
+        client = await sandbox.connect(port)
+        answers.append(asyncio.create_task(client.health(60)))
+        async with asyncio.timeout(60):
+            # gRPC calls a connection ready when it has the server's first SETTINGS.
+            await client.channel.channel_ready()
+
+    server = await sandbox.start(early)
+    await server.wait_ready()
+    (answer,) = answers
+    # "ok", or what the server was still waiting for.
+    assert await answer
+    assert sandbox.metric("kiam_server_front_connections", stage="joined") == 1
+
+
+async def test_there_is_one_socket_on_the_port_which_bounds_whoever_comes(sandbox: Sandbox) -> None:
+    server = await sandbox.start(bind="127.0.0.1:0")
+    assert _listening_at(server.port) == 1
+
+
+def _listening_at(port: int) -> int:
+    tables = (Path(f"/proc/self/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    lines = [line.split() for table in tables for line in table.splitlines()[1:]]
+    # State 0A is LISTEN (proc_net(5)).
+    return len([line for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "0A"])

@@ -14,7 +14,6 @@ from kiam.cli.status_table import build
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.report import Calls, RoleReport, RoleState, role_state
-from kiam.server.grpc.callers import peer_address
 from kiam.server.grpc.status import (
     NodeReport,
     Snapshot,
@@ -97,12 +96,6 @@ def test_message_has_no_external_id_and_no_age_before_the_api_was_heard_of() -> 
     assert not message.HasField("watch_age_milliseconds")
     assert b"external-id" not in message.SerializeToString()
     assert message.nodes[0].stream.lag_milliseconds == 1500
-
-
-def test_peers_are_shown_by_address() -> None:
-    assert peer_address("ipv4:192.0.2.1:50000") == "192.0.2.1"
-    assert peer_address("ipv6:%5B2001:db8::1%5D:50000") == "2001:db8::1"
-    assert peer_address("ipv6:%5B::ffff:192.0.2.1%5D:50000") == "192.0.2.1"
 
 
 def shown(status: kiam_pb2.ServerStatus) -> str:
