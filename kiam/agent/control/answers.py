@@ -136,17 +136,16 @@ class NodeIdentities:
 
     # ---- asked by the handlers
 
-    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
         """The pod that asks, if memory may answer for it."""
-        if not is_caught_up:
-            self._catch_up()
+        self._catch_up()
         try:
             pod = self.core.pod(address, self._clock.elapsed(), uid)
         except Impostor:
             return None
         return None if pod is None else pod.known
 
-    def role_now(self, address: str, uid: str | None = None) -> bytes | None:
+    def role_now(self, address: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
         """From memory, if it may answer."""
         self._catch_up()
         try:
@@ -155,7 +154,7 @@ class NodeIdentities:
             self._attacked(address, uid)
             raise
 
-    def credentials_now(self, address: str, role: str, uid: str | None = None) -> bytes | None:
+    def credentials_now(self, address: str, role: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
         """From memory, if it may answer. Every request comes by here: nothing is looked up twice."""
         core = self.core
         stream = core.stream
@@ -210,17 +209,17 @@ class NodeIdentities:
         if self.core.stream is not Stream.NONE:
             self._kernel.catch_up()
 
-    def _count(self, body: bytes | None) -> bytes | None:
-        if body is not None and self.core.stream is Stream.AWAY:
+    def _count(self, answer: tuple[KnownPod, bytes] | None) -> tuple[KnownPod, bytes] | None:
+        if answer is not None and self.core.stream is Stream.AWAY:
             self._metrics.outage_answers.inc()
-        return body
+        return answer
 
     async def _wait(
         self,
         address: str,
         uid: str | None,
         deadline: float,
-        remembered: Callable[[], bytes | None],
+        remembered: Callable[[], tuple[KnownPod, bytes] | None],
         ask_server: Callable[[], Awaitable[Word]],
     ) -> bytes:
         loop = asyncio.get_running_loop()
@@ -230,9 +229,9 @@ class NodeIdentities:
             while True:
                 # Taken before looking, so that no change falls in between.
                 changes = {self._change(key) for key in (address, uid) if key}
-                body = remembered()
-                if body is not None:
-                    return body
+                answer = remembered()
+                if answer is not None:
+                    return answer[1]
                 now = loop.time()
                 if asking is None and now >= ask_from and self.core.should_ask(address, uid):
                     asking = asyncio.ensure_future(ask_server())

@@ -31,17 +31,14 @@ class PodIdentities(Protocol):
     of the event loop's clock; an answer that isn't there yet is waited for until then.
     """
 
-    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
-        """The one pod that memory believes to have the address; None: none, or there is no memory.
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
+        """The one pod that memory believes to have the address; None: none, or there is no memory."""
 
-        ``is_caught_up``: another method has been asked about the address since the event loop was last waited for.
-        """
+    def role_now(self, address: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
+        """Who asks, and its role exactly as annotated, if memory may answer; None: ask :meth:`role`."""
 
-    def role_now(self, address: str, uid: str | None = None) -> bytes | None:
-        """The pod's role, exactly as annotated, if memory may answer; None: ask :meth:`role`."""
-
-    def credentials_now(self, address: str, role: str, uid: str | None = None) -> bytes | None:
-        """The credentials document, if memory may answer; None: ask :meth:`credentials`."""
+    def credentials_now(self, address: str, role: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
+        """Who asks, and the credentials document, if memory may answer; None: ask :meth:`credentials`."""
 
     async def role(self, address: str, deadline: float, uid: str | None = None) -> bytes:
         """The pod's role, exactly as annotated."""

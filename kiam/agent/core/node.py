@@ -25,6 +25,7 @@ from kiam.agent.core.failures import (
     not_yet_known,
     several_pods,
 )
+from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.pods import NodePod, PushedPods, credentials_of, role_of
 from kiam.agent.core.routes import Route
 from kiam.rpc import kiam_pb2
@@ -153,6 +154,9 @@ class NodeCore:
 
         Raises Impostor.
         """
+        pod = self._at_first_sight(address, uid)
+        if pod is not None:
+            return pod
         verdict = self._judge(address, uid)
         if verdict is Verdict.BY_ADDRESS:
             return self.pods.pod_at(address) if self._may_answer(address, now) else None
@@ -162,23 +166,24 @@ class NodeCore:
             return self.pods.pods.get(uid)
         return None
 
-    def role(self, address: str, now: float, uid: str | None = None) -> bytes | None:
-        """The pod's role, exactly as annotated; None: memory may not answer. Raises NoRole and Impostor."""
+    def role(self, address: str, now: float, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
+        """The pod and its role, exactly as annotated; None: memory may not answer. Raises NoRole and Impostor."""
         pod = self.pod(address, now, uid)
-        return None if pod is None else role_of(pod)
+        return None if pod is None else (pod.known, role_of(pod))
 
-    def credentials(self, address: str, role: str, now: float, wall: float, uid: str | None = None) -> bytes | None:
-        """The credentials document; None: memory may not answer. Raises as :func:`credentials_of`, and Impostor."""
-        pod = self.pods.pod_at(address) if self.stream is _LIVE else None
-        # As :meth:`pod` decides, without the detours for what nearly every request is: by an address that nothing is
-        # known against, or by one that the kernel agrees with.
-        if pod is None or (
-            pod.uid != uid
-            if uid is not None and self._asks_kernel
-            else not self._goes_by_address or self.addresses.is_suspect(address)
-        ):
-            pod = self.pod(address, now, uid)
-        return None if pod is None else credentials_of(pod, role, self.pods.role_base_arn, wall)
+    def credentials(
+        self, address: str, role: str, now: float, wall: float, uid: str | None = None
+    ) -> tuple[KnownPod, bytes] | None:
+        """The pod and its credentials document; None: memory may not answer.
+
+        Raises as :func:`credentials_of`, and Impostor.
+        """
+        # Asked here too: one call less for what nearly every request is.
+        pod = self._at_first_sight(address, uid) or self.pod(address, now, uid)
+        if pod is None:
+            return None
+        document = credentials_of(pod, role, self.pods.role_base_arn, wall)
+        return None if document is None else (pod.known, document)
 
     def should_ask(self, address: str, uid: str | None = None) -> bool:
         """Whether the server is to be asked by unary call about a request that memory doesn't answer.
@@ -217,6 +222,18 @@ class NodeCore:
         if self.pods.pod_at(address) is not None and not self.addresses.is_suspect(address):
             return credentials_unavailable("")
         return not_yet_known()
+
+    def _at_first_sight(self, address: str, uid: str | None) -> NodePod | None:
+        """The pod that asks, for what nearly every request is: by an address that nothing is known against, or by one
+        that the kernel agrees with. None: :meth:`pod` decides, in full."""
+        if self.stream is not _LIVE:
+            return None
+        pod = self.pods.pod_at(address)
+        if pod is None:
+            return None
+        if uid is not None and self._asks_kernel:
+            return pod if pod.uid == uid else None
+        return pod if self._goes_by_address and not self.addresses.is_suspect(address) else None
 
     def _may_answer(self, address: str, now: float) -> bool:
         """Whether memory may speak for an address.

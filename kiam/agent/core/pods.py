@@ -6,6 +6,7 @@ No I/O and no clock. Everything that a request needs is worked out when an updat
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kiam.addresses import canonical_address
@@ -62,14 +63,12 @@ class PushedPods:
         # All pods that claim an address; with more than one, none is believed.
         self._claims: dict[str, dict[str, NodePod]] = {}
         self._held: dict[Identity, HeldCredentials] = {}
+        self.pod_at: Callable[[str], NodePod | None] = self._by_address.get
+        """The one pod that has an address. Asked for each answer, so no method of ours in between."""
         self.woken: set[str] = set()
         """Addresses and UIDs that something has changed for; whoever wakes those who wait for it empties this."""
 
     # ---- questions
-
-    def pod_at(self, address: str) -> NodePod | None:
-        """The one pod that has the address."""
-        return self._by_address.get(address)
 
     def is_shared(self, address: str) -> bool:
         """Whether several active pods are said to have the address."""

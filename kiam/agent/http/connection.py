@@ -140,11 +140,11 @@ class Connection(asyncio.Protocol):
             plain = recognise(data)
             if plain is not None:
                 answer = self._server.answering.at_once(self.client_address, plain, self.client_uid)
-                if answer is not None:
+                if answer is not None and self._transport is not None:
                     # No timer is touched: the one there is sees the new deadline when it fires.
                     self._deadline = self._loop.time() + self._server.limits.idle_time
                     self._is_expected = False
-                    self._write(answer)
+                    self._transport.write(answer)
                     return
         self._feed(data)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, TooManyWaiting, UnusableRole
 from kiam.agent.core.identities import REQUEST_BUDGET, PodIdentities
 from kiam.agent.http.connection import BodyUse
-from kiam.agent.http.dates import HttpDate
+from kiam.agent.http.dates import DatedHeads
 from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.messages import SERVER, TEXT, Plain, Request, Response, target_of, text
 from kiam.agent.http.paths import Target, normalise_address, query_value
@@ -52,7 +52,7 @@ class Handlers:
         self._allow_ip_query = allow_ip_query
         self._waiting = Waiting(limits, metrics)
         self._passed_on = RequestRate(limits.passed_per_second, limits.passed_burst)
-        self._date = HttpDate()
+        self._head_of = DatedHeads(_HEAD).of
         self._refusals = RefusalLog()
         self.draining = False
         """Set when the agent stops: each connection is closed with its next answer."""
@@ -70,16 +70,17 @@ class Handlers:
         try:
             if role := target.role:
                 meter = self._metrics.credentials
-                body = self._identities.credentials_now(address, role, uid)
+                found = self._identities.credentials_now(address, role, uid)
             else:
                 meter = self._metrics.role_name
-                body = self._identities.role_now(address, uid)
-            if body is None:
+                found = self._identities.role_now(address, uid)
+            if found is None:
                 return None
-            self._tokens.check(address, plain.token, uid, is_caught_up=True)
+            pod, body = found
+            self._tokens.check(pod, address, plain.token, uid)
         except RequestFailure:
             return None
-        answer = b"%b%d\r\nDate: %b\r\n\r\n%b" % (_HEAD, len(body), self._date.now(), body)
+        answer = self._head_of(len(body)) + body
         meter.answered(200, perf_counter() - started)
         return answer
 
@@ -134,8 +135,10 @@ class Handlers:
         uid = request.uid if address == request.client else None
         deadline = started + REQUEST_BUDGET
         identities = self._identities
-        body = identities.credentials_now(address, role, uid) if role else identities.role_now(address, uid)
-        if body is None:
+        found = identities.credentials_now(address, role, uid) if role else identities.role_now(address, uid)
+        if found is not None:
+            _, body = found
+        else:
             body = await self._waiting.wait(
                 request.client,
                 lambda: (

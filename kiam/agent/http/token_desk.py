@@ -56,15 +56,14 @@ class TokenDesk:
         token = self._tokens.issue(ttl[0].strip(), request.client, _bound_to(pod, request.uid), time())
         return text(token, 200, (_TTL_ANSWER, str(int(ttl[0]))))
 
-    def check(self, client: str, token: str | None, uid: str | None = None, *, is_caught_up: bool = False) -> None:
+    def check(self, pod: KnownPod | None, client: str, token: str | None, uid: str | None = None) -> None:
         """Refuse a request whose token is missing or wrong.
 
-        ``uid`` and ``is_caught_up`` as in :meth:`PodIdentities.known_pod`. Which attack, if the UID were left out: a
+        ``pod``: who memory says asks, ``uid`` being the kernel's word on it. Which attack, if the UID were left out: a
         pod that is known by it alone (``--pod-uid``) has an annotation too, and its tokens aren't its neighbour's.
 
         Raises Unauthorized.
         """
-        pod = self._identities.known_pod(client, uid, is_caught_up=is_caught_up)
         mode = self._mode_of(pod)
         if mode is TokenMode.PASSED_ON:
             return
@@ -80,7 +79,8 @@ class TokenDesk:
         tokens = request.values(TOKEN_FIELD)
         if len(tokens) > 1:
             raise Unauthorized("more than one session token")
-        self.check(request.client, tokens[0] if tokens else None, request.uid)
+        pod = self._identities.known_pod(request.client, request.uid)
+        self.check(pod, request.client, tokens[0] if tokens else None, request.uid)
 
     def replaces(self, request: Request, target: Target) -> bool:
         """Whether the agent's own token for the real service goes along with what is passed on.

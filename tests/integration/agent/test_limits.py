@@ -53,13 +53,13 @@ class Held:
         self.given_up = 0
         self.known = asyncio.Event()
 
-    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
         return None
 
-    def role_now(self, address: str, uid: str | None = None) -> bytes | None:
-        return b"app" if address == "127.0.0.1" else None
+    def role_now(self, address: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
+        return (KnownPod("u1", "default", "app", "app"), b"app") if address == "127.0.0.1" else None
 
-    def credentials_now(self, address: str, role: str, uid: str | None = None) -> bytes | None:
+    def credentials_now(self, address: str, role: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
         return None
 
     async def role(self, address: str, deadline: float, uid: str | None = None) -> bytes:

@@ -143,7 +143,7 @@ class Agent:
     async def ask(self, address: str = A, role: str = "app", seconds: float = 5.0, uid: str | None = None) -> bytes:
         deadline = asyncio.get_running_loop().time() + seconds
         answer = self.node.credentials_now(address, role, uid)
-        return answer if answer is not None else await self.node.credentials(address, role, deadline, uid)
+        return answer[1] if answer is not None else await self.node.credentials(address, role, deadline, uid)
 
 
 def live(*updates: kiam_pb2.NodeUpdate, pod_uid: PodUidMode = PodUidMode.OFF) -> Agent:

@@ -129,11 +129,12 @@ class World(RuleBasedStateMachine):
     def answer(self, address: str, role: str) -> bytes | None:
         self.listen()
         try:
-            return self.core.credentials(
+            answer = self.core.credentials(
                 address, role, self.now, self.now + self.wall_offset, self.kernels_word(address)
             )
         except RequestFailure:
             return None
+        return None if answer is None else answer[1]
 
     def kernels_word(self, address: str) -> str | None:
         """Whose socket a connection from an address is, if anybody asks the kernel."""

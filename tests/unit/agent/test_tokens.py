@@ -99,7 +99,7 @@ class Pods(Held):
         super().__init__()
         self.modes = modes
 
-    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
         mode = self.modes.get(address)
         return None if mode is None else KnownPod(f"uid-{address}", "ns", address, "role", mode)
 
@@ -128,27 +128,31 @@ def issue(of: TokenDesk, client: str = "a") -> str:
     return answer.body.decode()
 
 
+def check(of: TokenDesk, client: str, token: str | None, uid: str | None = None) -> None:
+    of.check(of._identities.known_pod(client, uid), client, token, uid)
+
+
 def test_optional_tokens_are_checked_where_they_are_sent() -> None:
     made, _ = desk(TokenMode.OPTIONAL)
-    made.check("a", None)
-    made.check("a", "")
-    made.check("a", issue(made))
+    check(made, "a", None)
+    check(made, "a", "")
+    check(made, "a", issue(made))
     for wrong in ("x", issue(made, "b")):
         with pytest.raises(Unauthorized):
-            made.check("a", wrong)
+            check(made, "a", wrong)
 
 
 def test_required_tokens_are_demanded() -> None:
     made, _ = desk(TokenMode.REQUIRED)
-    made.check("a", issue(made))
+    check(made, "a", issue(made))
     for missing in (None, ""):
         with pytest.raises(Unauthorized):
-            made.check("a", missing)
+            check(made, "a", missing)
 
 
 def test_passed_on_tokens_are_not_ours_to_check() -> None:
     made, _ = desk(TokenMode.PASSED_ON)
-    made.check("a", "whatever")
+    check(made, "a", "whatever")
     assert not made.issues(put(), TOKEN_TARGET)
     assert not made.replaces(put(), TOKEN_TARGET)
 
@@ -163,10 +167,10 @@ def test_annotation_overrides_the_flag_and_a_misspelt_one_is_strict(
 ) -> None:
     made, _ = desk(mode, Pods(a=annotation))
     if serves_without:
-        made.check("a", None)
+        check(made, "a", None)
     else:
         with pytest.raises(Unauthorized):
-            made.check("a", None)
+            check(made, "a", None)
     assert made.issues(put(), TOKEN_TARGET) is (annotation != "passed-on")
 
 
@@ -175,7 +179,7 @@ class Scheduled(Pods):
 
     is_reported = False
 
-    def known_pod(self, address: str, uid: str | None = None, *, is_caught_up: bool = False) -> KnownPod | None:
+    def known_pod(self, address: str, uid: str | None = None) -> KnownPod | None:
         return KnownPod("u1", "ns", "a", "role", "required") if uid == "u1" or self.is_reported else None
 
 
@@ -184,16 +188,16 @@ def test_token_of_a_pod_known_by_the_kernels_word_is_its_own_before_and_after_it
     made, _ = desk(TokenMode.OPTIONAL, pods, is_ours=lambda _: False)
     token = made.issue(replace(put(), uid="u1")).body.decode()
     with pytest.raises(Unauthorized):
-        made.check("a", None, "u1")
-    made.check("a", token, "u1")
+        check(made, "a", None, "u1")
+    check(made, "a", token, "u1")
     # Before its address is known, whoever else asks there isn't served by it.
     with pytest.raises(Unauthorized):
-        made.check("a", token, "u2")
+        check(made, "a", token, "u2")
     pods.is_reported = True
-    made.check("a", token, "u1")
-    made.check("a", token)
+    check(made, "a", token, "u1")
+    check(made, "a", token)
     with pytest.raises(Unauthorized):
-        made.check("a", token, "u2")
+        check(made, "a", token, "u2")
 
 
 def test_token_got_before_the_server_knew_the_pod_outlives_the_time_of_the_unknown(
@@ -205,8 +209,8 @@ def test_token_got_before_the_server_knew_the_pod_outlives_the_time_of_the_unkno
     pods.modes["a"] = ""
     later = time.time() + UNBOUND_SECONDS + 1
     monkeypatch.setattr("kiam.agent.http.token_desk.time", lambda: later)
-    made.check("a", token, "uid-a")
-    made.check("a", token)
+    check(made, "a", token, "uid-a")
+    check(made, "a", token)
 
 
 def test_two_tokens_are_one_too_many() -> None:
