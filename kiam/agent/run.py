@@ -106,8 +106,8 @@ async def run_agent(settings: AgentSettings, reloader: TLSReloader, sock: socket
             await redirection.install()
             await stack.enter_async_context(_background(stop, redirection.keep()))
         if settings.container_credentials:
-            answers = ContainerAnswers(calls, identities, settings.limits, metrics)
-            await stack.enter_async_context(serving_containers(answers, settings.limits, metrics))
+            answers = ContainerAnswers(calls, identities, settings.limits, metrics, settings.pod_uid)
+            await stack.enter_async_context(serving_containers(answers, settings.limits, metrics, peers))
         if sock is None and await serving.may_take_over(follower.settled, stop):
             await serving.start(listen(settings.port))
         if serving.started:

@@ -12,7 +12,8 @@ import logging
 from time import perf_counter
 from typing import Protocol
 
-from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, Unauthorized
+from kiam.agent.core.askers import PodUidMode
+from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, Unauthorized, not_yet_certain
 from kiam.agent.core.identities import REQUEST_BUDGET, PodIdentities
 from kiam.agent.http.connection import BodyUse
 from kiam.agent.http.messages import Plain, Request, Response, target_of, text
@@ -38,9 +39,17 @@ class TokenCalls(Protocol):
 class ContainerAnswers:
     """Answers the requests; an :class:`kiam.agent.http.pod_server.Answering`."""
 
-    def __init__(self, calls: TokenCalls, identities: PodIdentities, limits: Limits, metrics: AgentMetrics) -> None:
+    def __init__(
+        self,
+        calls: TokenCalls,
+        identities: PodIdentities,
+        limits: Limits,
+        metrics: AgentMetrics,
+        pod_uid: PodUidMode = PodUidMode.OFF,
+    ) -> None:
         self._calls = calls
         self._identities = identities
+        self._needs_uid = pod_uid is PodUidMode.REQUIRE
         self._waiting = Waiting(limits, metrics)
         self._meter = metrics.container_credentials
         self._refusals = RefusalLog()
@@ -78,6 +87,8 @@ class ContainerAnswers:
         tokens = request.values("authorization")
         if len(tokens) != 1 or not tokens[0].strip():
             raise Unauthorized("send the service account token, once, in Authorization")
+        if self._needs_uid and request.uid is None:
+            raise not_yet_certain()
         deadline = asyncio.get_running_loop().time() + REQUEST_BUDGET
         return await self._waiting.wait(
             request.client,

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 
+from kiam.agent.core.askers import PeerIdentification
 from kiam.agent.http.container_credentials import ContainerAnswers
 from kiam.agent.http.listener import BACKLOG, listen_at, steer_away
 from kiam.agent.http.pod_server import PodServer
@@ -26,10 +27,15 @@ _STEER_SECONDS = 0.2
 
 
 @contextlib.asynccontextmanager
-async def serving_containers(answers: ContainerAnswers, limits: Limits, metrics: AgentMetrics) -> AsyncIterator[None]:
-    """Serve the endpoint for as long as the block runs. Raises UserError for what the node lacks."""
+async def serving_containers(
+    answers: ContainerAnswers, limits: Limits, metrics: AgentMetrics, peers: PeerIdentification | None
+) -> AsyncIterator[None]:
+    """Serve the endpoint for as long as the block runs; ``peers`` as for :class:`PodServer`.
+
+    Raises UserError for what the node lacks.
+    """
     await _assign()
-    server = PodServer(answers, limits, metrics)
+    server = PodServer(answers, limits, metrics, peers)
     sockets = _listen()
     loop = asyncio.get_running_loop()
     listeners = [await loop.create_server(server, sock=sock, backlog=BACKLOG) for sock in sockets]

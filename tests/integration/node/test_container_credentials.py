@@ -10,7 +10,7 @@ import pytest
 
 from kiam.server.kubernetes.tokens import AUDIENCE
 from tests.integration.node.conftest import AGENT_FLAGS, PodMaker
-from tests.sandbox.node import BOTO3_PROGRAM, Answer, NodeInABox, Pod
+from tests.sandbox.node import BOTO3_PROGRAM, Answer, NodeInABox, Pod, fetch
 
 HOST, HOST6, PATH = "169.254.170.23", "fd00:ec2::23", "/v1/credentials"
 
@@ -60,6 +60,24 @@ def test_another_pods_token_is_refused(endpoint: NodeInABox, make_pod: PodMaker)
     assert ask(owner, token_of(endpoint, owner)).status == 200
     answer = ask(thief, token_of(endpoint, owner))
     assert (answer.status, answer.text) == (401, "the token's pod has another address\n")
+
+
+def test_with_the_kernels_word_a_stolen_token_is_worth_nothing_at_its_own_address(
+    box: NodeInABox, make_pod: PodMaker
+) -> None:
+    owner, thief = make_pod("by-token"), make_pod("other")
+    box.start_server("--container-credentials")
+    box.start_agent(*AGENT_FLAGS, "--container-credentials", "--pod-uid=require")
+    authorization = {"Authorization": token_of(box, owner)}
+
+    def from_owners_address(cgroup: Path) -> Answer:
+        return owner.net.netns.call(fetch, HOST, 80, PATH, "GET", authorization, None, 8.0, cgroup=cgroup)
+
+    assert from_owners_address(box.pod_cgroup(owner)).status == 200
+    stolen = from_owners_address(box.pod_cgroup(thief))
+    assert (stolen.status, stolen.text) == (401, "the token is another pod's\n")
+    # And who has no pod's socket at all isn't answered, as with instance metadata.
+    assert from_owners_address(box.cgroup.system).status == 503
 
 
 def test_what_is_no_good_token_is_refused_and_says_why(endpoint: NodeInABox, make_pod: PodMaker) -> None:
