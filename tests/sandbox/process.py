@@ -165,20 +165,21 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and of the children it still has (/proc/pid/stat)."""
-        return sum(_cpu_seconds(pid) for pid in self._family())
+        return sum(_cpu_seconds(pid) for pid in family(self.pid))
 
     def rss_bytes(self) -> int:
         """Resident memory of the process and of the children it still has (/proc/pid/statm)."""
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in self._family())
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in family(self.pid))
 
-    def _family(self) -> list[int]:
-        family, queue = [], [self.pid]
-        while queue:
-            pid = queue.pop()
-            family.append(pid)
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                queue.extend(map(int, children.read_text().split()))
-        return family
+
+def family(pid: int) -> list[int]:
+    """A process and those that descend from it."""
+    found, queue = [], [pid]
+    while queue:
+        found.append(queue.pop())
+        for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            queue.extend(map(int, children.read_text().split()))
+    return found
 
 
 def _cpu_seconds(pid: int) -> float:
