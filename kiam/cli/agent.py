@@ -25,6 +25,7 @@ from kiam.cli.options import (
 )
 from kiam.dataplane.registry import DATAPLANES, documented
 from kiam.errors import UserError
+from kiam.grpc_core import prepare_grpc
 from kiam.tls import TLSFiles
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ def _dataplane(arguments: argparse.Namespace) -> DataplaneSettings | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the agent until it is told to stop."""
-    # gRPC's own lines are not JSON, and the agent words connection problems itself. Read when grpc is loaded.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    prepare_grpc()
     # Imported here, as only a running agent needs them: kiam --help stays light.
     from kiam.agent.http.listener import is_served, listen
     from kiam.logs import configure_logging

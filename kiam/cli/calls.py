@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from types import ModuleType
 from typing import Any
 
 from kiam.cli.options import tls_files
+from kiam.grpc_core import prepare_grpc
 
 SERVICE = "/kiam.KiamService/"
 _LARGEST_ANSWER = ("grpc.max_receive_message_length", 64 << 20)
@@ -17,8 +17,7 @@ _LARGEST_ANSWER = ("grpc.max_receive_message_length", 64 << 20)
 
 def load_grpc() -> Any:
     """gRPC, silent and without its asyncio half. Whoever imports it first decides, so a command gets it from here."""
-    # gRPC's own lines would come before ours, and say less. Read when grpc is loaded.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    prepare_grpc()
     # grpc imports its asyncio half on its own account, which nobody needs here: a quarter of what grpc costs to load.
     sys.modules.setdefault("grpc.aio", ModuleType("grpc.aio"))
     import grpc

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from kiam.cli.options import (
 from kiam.cli.server_policy import add_base_arn, add_policy, add_sessions, policy, sessions
 from kiam.durations import format_duration
 from kiam.errors import UserError
+from kiam.grpc_core import prepare_grpc
 from kiam.server.settings import DEFAULT_REFRESH, LEAST_LEFT, TOO_LATE, TOO_LATE_FIX, needs_cluster
 from kiam.telemetry import parse_listen_address
 
@@ -187,8 +187,7 @@ def make_config(arguments: argparse.Namespace) -> ServerSettings:
 def run(arguments: argparse.Namespace) -> int:
     """Run the server until it is told to stop."""
     config = make_config(arguments)
-    # gRPC's C core writes lines of its own to standard error, before and beside ours; set GRPC_VERBOSITY to see them.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    prepare_grpc()
     import uvloop
 
     from kiam.logs import configure_logging
