@@ -81,7 +81,7 @@ pictures: setup
 
 # The parallel tests first, then those that need the machine to themselves.
 test: setup
-	$(BIN)/pytest -n 2 -q -m "not serial and not vm and not image and not clients and not site and not newcomer"
+	$(BIN)/pytest -n 4 --dist=loadgroup --no-loadscope-reorder -q -m "not serial and not vm and not image and not clients and not site and not newcomer"
 	$(BIN)/pytest -q -m "serial"
 
 # The Dockerfile's own steps in a debootstrap folder, and what they made, confined as the chart confines it.

@@ -95,7 +95,10 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("around", SURROUNDINGS)
-@pytest.mark.parametrize("command", ARGUMENTS, ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(words, marks=pytest.mark.xdist_group(" ".join(words)), id=" ".join(words)) for words in ARGUMENTS],
+)
 def test_no_command_ends_in_a_traceback(command: tuple[str, ...], around: str, folder: Path, cgroup: Path) -> None:
     for flags in ARGUMENTS[command]:
         code, said = run(SURROUNDINGS[around], [KIAM, *command, *shlex.split(flags)], folder, cgroup)

@@ -188,12 +188,21 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, and that no connection to elsewhere is given (ip(7), ip_local_port_range)."""
+    """A TCP port that nobody listens on, and that no connection to elsewhere is given (ip(7), ip_local_port_range).
+
+    Nobody else is given it by this function, in whatever process, as long as this process lives.
+    """
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(10_000, first_ephemeral)
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True),
-        ):
+        with contextlib.suppress(OSError):
+            with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True):
+                pass
+            reservation = socket.socket(socket.AF_UNIX)
+            # An abstract name: gone with the process, however that ends (unix(7)).
+            reservation.bind(f"\0kiam-tests-port-{port}")
+            _reservations.append(reservation)
             return port
+
+
+_reservations: list[socket.socket] = []

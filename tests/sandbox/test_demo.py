@@ -26,7 +26,9 @@ def lines(text: str) -> list[str]:
     return [re.sub(r"; \d+ s;", "; N s;", line.rstrip()) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("dataplane", DATAPLANES)
+@pytest.mark.parametrize(
+    "dataplane", [pytest.param(name, marks=pytest.mark.xdist_group(f"demo {name}")) for name in DATAPLANES]
+)
 def test_everything_goes_as_it_has_to_and_as_the_readme_shows(dataplane: str) -> None:
     done = demo("--dataplane", dataplane)
     assert done.returncode == 0, done.stdout + done.stderr

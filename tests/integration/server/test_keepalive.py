@@ -64,6 +64,8 @@ async def _read_to_the_end(call: Any) -> None:
         await call.read()
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("idle stream")
 @pytest.mark.timeout(180)
 async def test_idle_stream_with_a_ping_every_second_outlives_a_minute(
     sandbox: Sandbox, kube: KubeApi, pki: Pki
