@@ -94,16 +94,17 @@ class SocketPeers:
 
     @staticmethod
     def _far_ends(client: End, server: End, original: End | None, *, is_node: bool) -> tuple[End, ...]:
-        """What the client's socket may be connected to, as it sees that."""
-        if original is not None and original != server:
+        """What the client's socket may be connected to, as it sees that; the likelier first."""
+        if original is not None:
             return (original,)
         if is_node:
             # Which attack: a pod on the host network connects to us directly, from the port from which another one is
             # connected to the metadata address (both may: the other ends differ), to be taken for that one. What is
             # redirected there is translated by netfilter, which says so, or by the connect hook, before it is sent.
             return (server,)
-        # eBPF redirects a pod's packets without netfilter, and its socket keeps the address it connected to.
-        return (str(METADATA_IPV6 if ":" in client[0] else METADATA_IPV4), METADATA_PORT), server
+        # The connect hook, too, leaves a pod's socket with our address. Translated in a zone of its own, a connection
+        # isn't found by who asks connection tracking.
+        return server, (str(METADATA_IPV6 if ":" in client[0] else METADATA_IPV4), METADATA_PORT)
 
     def links_gone(self, is_there: Callable[[int], bool]) -> None:
         """Let go of the namespaces whose interfaces have gone: an open socket would keep them."""

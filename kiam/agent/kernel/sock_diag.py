@@ -22,8 +22,9 @@ _ANSWER_SIZE = 72
 """Of struct inet_diag_msg; the remote port is at 6, the state at 1."""
 _CGROUP_ID = 21
 """INET_DIAG_CGROUP_ID, since Linux 5.8."""
-_NO_PEER = frozenset({2, 10})
-"""SYN_SENT and LISTEN (net/tcp_states.h): sockets that can't be the other end of a connection that we have."""
+_PEERS = frozenset({1, 4, 5})
+"""ESTABLISHED, FIN_WAIT1 and FIN_WAIT2 (net/tcp_states.h): in another state a socket isn't connected yet, or knows that
+we have closed, and can't be the other end of a connection that has just been made."""
 _CLONE_NEWNET = 0x40000000
 _TIMEOUT = 0.2
 _DATAGRAM = 8192
@@ -99,8 +100,8 @@ class SocketTable:
                 (port,) = struct.unpack_from("!H", message.data, message.start + 6)
                 # The lookup is the kernel's own for an arriving segment: without a connection it answers the listener.
                 # Which attack: one who connects by a device (SO_BINDTODEVICE) may have a connection's four ends before
-                # another pod's socket tries for the same.
-                if state in _NO_PEER or port != remote_port:
+                # another pod's socket tries for the same, and may keep them when we have closed.
+                if state not in _PEERS or port != remote_port:
                     return None
                 cgroup = message.attributes(_ANSWER_SIZE).get(_CGROUP_ID)
                 return None if cgroup is None else int.from_bytes(cgroup, sys.byteorder)
