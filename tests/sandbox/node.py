@@ -93,7 +93,7 @@ def fetch(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
-    timeout: float = 8.0,
+    timeout: float = 20.0,
 ) -> Answer:
     """One HTTP request on a connection of its own, the path exactly as given. Raises OSError."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
@@ -128,7 +128,7 @@ class Pod:
         body: bytes | None = None,
         host: str = str(METADATA_IPV4),
         port: int = 80,
-        timeout: float = 8.0,
+        timeout: float = 20.0,
     ) -> Answer:
         """Ask the metadata address over HTTP, from inside. Raises OSError if nothing answers."""
         cgroup = self.box.pod_cgroup(self) if self.box.needs_cgroups else None
@@ -137,9 +137,9 @@ class Pod:
     def ask_as(self, other: Pod, path: str) -> Answer:
         """Ask the metadata address from another pod's address, by a process of this pod's."""
         cgroup = self.box.pod_cgroup(self)
-        return other.net.netns.call(fetch, str(METADATA_IPV4), 80, path, "GET", None, None, 8.0, cgroup=cgroup)
+        return other.net.netns.call(fetch, str(METADATA_IPV4), 80, path, cgroup=cgroup)
 
-    def ask_ipv6(self, path: str, timeout: float = 8.0) -> Answer:
+    def ask_ipv6(self, path: str, timeout: float = 20.0) -> Answer:
         """Ask the IPv6 metadata address."""
         return self.ask(path, host=str(METADATA_IPV6), timeout=timeout)
 
@@ -241,7 +241,7 @@ class NodeInABox:
         cgroup = self.cgroup.system if self.needs_cgroups else None
         return self.node.call(fetch, str(METADATA_IPV4), 80, path, method, headers, cgroup=cgroup)
 
-    def ask_agent(self, path: str, timeout: float = 8.0) -> Answer:
+    def ask_agent(self, path: str, timeout: float = 20.0) -> Answer:
         """Ask the agent on the node's address, from the node."""
         return self.node.call(fetch, str(NODE_IPV4), AGENT_PORT, path, "GET", None, None, timeout)
 
@@ -434,7 +434,7 @@ class NodeInABox:
         tls = ("--cert", str(files.cert), "--key", str(files.key), "--ca", str(files.ca))
         return int(self.kiam("health", *tls, "--server-address", f"localhost:{SERVER_PORT}", *flags).returncode)
 
-    def wait_for_server(self, timeout: float = 30.0) -> None:
+    def wait_for_server(self, timeout: float = 60.0) -> None:
         """Wait until the server says that it is ready."""
         assert self.server is not None
         server = self.server
@@ -446,7 +446,7 @@ class NodeInABox:
 
         self._wait(server, ready, "kiam server to be ready", timeout)
 
-    def wait_for_agent(self, timeout: float = 30.0) -> None:
+    def wait_for_agent(self, timeout: float = 60.0) -> None:
         """Wait until the agent serves (and so has its dataplane in place)."""
         assert self.agent is not None
         agent = self.agent

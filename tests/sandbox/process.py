@@ -21,7 +21,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0, interval: float = 0.01) -> T:
+def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0, interval: float = 0.01) -> T:
     """Ask every ``interval`` seconds until the condition gives something true, and return that.
 
     Raises TimeoutError that names what was waited for after ``timeout`` seconds. An exception of the condition counts
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = 15.0, int
         time.sleep(interval)
 
 
-async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 30.0) -> Any:
+async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 60.0) -> Any:
     """The same in an event loop, for what no event tells; a coroutine is awaited, exceptions are passed on."""
     deadline = time.monotonic() + seconds
     while True:
@@ -122,7 +122,7 @@ class Process:
             log.seek(self._offset)
             return log.read().decode(errors="replace")
 
-    def wait_for_output(self, pattern: str, timeout: float = 20.0) -> re.Match[str]:
+    def wait_for_output(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
         """Wait until the output matches a regular expression. Fails at once if the program has ended without it."""
 
         def look() -> re.Match[str] | None:
@@ -139,7 +139,7 @@ class Process:
         assert match is not None
         return match
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for the program's own end; the exit code."""
         return self._popen.wait(timeout)
 

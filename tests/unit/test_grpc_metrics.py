@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from kiam.grpc_metrics import ServerMetrics, client_interceptors
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from tests.sandbox.process import until
 
 
 class _Service(kiam_pb2_grpc.KiamServiceServicer):
@@ -73,9 +73,7 @@ async def test_failed_call_is_handled_under_its_code_as_go_writes_it(
     with pytest.raises(aio.AioRpcError):
         await pair.stub.GetPodRole(kiam_pb2.GetPodRoleRequest(ip=ip))
     # The server counts a call when it is through with it, which the client may be before.
-    async with asyncio.timeout(5):
-        while pair.value(side, "handled", "unary", "GetPodRole", grpc_code=code) != 1:  # noqa: ASYNC110  # as above
-            await asyncio.sleep(0.01)
+    await until(lambda: pair.value(side, "handled", "unary", "GetPodRole", grpc_code=code) == 1)
     assert pair.value(side, "handled", "unary", "GetPodRole", grpc_code="OK") == 0
     assert pair.value(side, "msg_sent" if side == "server" else "msg_received", "unary", "GetPodRole") == 0
 
@@ -93,9 +91,7 @@ async def test_refused_stream_is_handled_under_its_code(pair: _Pair, side: str) 
     with pytest.raises(aio.AioRpcError):
         async for _ in pair.stub.WatchNode(kiam_pb2.WatchNodeRequest(node_name="refused")):
             pass
-    async with asyncio.timeout(5):
-        while pair.value(side, "handled", "server_stream", "WatchNode", grpc_code="PermissionDenied") != 1:  # noqa: ASYNC110  # as above
-            await asyncio.sleep(0.01)
+    await until(lambda: pair.value(side, "handled", "server_stream", "WatchNode", grpc_code="PermissionDenied") == 1)
 
 
 async def test_method_nobody_implements_makes_no_counters(pair: _Pair) -> None:

@@ -134,9 +134,7 @@ async def test_a_replayed_token_of_a_deleted_pod_is_refused_although_its_review_
             return error.code() in (Code.NOT_FOUND, Code.UNAUTHENTICATED)
         return False
 
-    async with asyncio.timeout(10):
-        while not await refused():
-            pass
+    await until(refused)
 
 
 async def test_concurrent_and_repeated_questions_share_one_review(client: Client, kube: KubeApi) -> None:

@@ -20,6 +20,7 @@ from kiam.tls import TLSFiles
 from tests.integration.server.conftest import Client, Sandbox
 from tests.sandbox.aws import AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
+from tests.sandbox.process import until
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +36,15 @@ def cluster(kube: KubeApi) -> None:
 
 async def status(client: Client, settled: Callable[[Any], bool] = lambda _: True) -> kiam_pb2.ServerStatus:
     """The status as soon as it is as awaited."""
-    async with asyncio.timeout(20):
-        while True:
-            found: kiam_pb2.ServerStatus = await client.stub.Status(
-                kiam_pb2.StatusRequest(), timeout=10, wait_for_ready=True
-            )
-            if settled(found):
-                return found
-            await asyncio.sleep(0.1)
+
+    async def look() -> kiam_pb2.ServerStatus | None:
+        found: kiam_pb2.ServerStatus = await client.stub.Status(
+            kiam_pb2.StatusRequest(), timeout=10, wait_for_ready=True
+        )
+        return found if settled(found) else None
+
+    awaited: kiam_pb2.ServerStatus = await until(look, "the status to be as awaited")
+    return awaited
 
 
 def states(found: kiam_pb2.ServerStatus) -> dict[str, str]:

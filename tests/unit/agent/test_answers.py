@@ -27,6 +27,7 @@ from kiam.agent.core.routes import Link, LinkChange, Route
 from kiam.agent.metrics import AgentMetrics
 from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
+from tests.sandbox.process import until
 from tests.unit.agent.test_pods import BASE, A, B, credentials, failed, pod, withdrawn
 
 HELLO = kiam_pb2.NodeUpdate(hello=kiam_pb2.Hello(node_name="node-1", role_base_arn=BASE))
@@ -232,8 +233,7 @@ async def test_answer_older_than_the_pods_interface_is_not_given() -> None:
     agent.server.age = 30.0
     agent.kernel.plug(A)
     asking = asyncio.create_task(agent.ask())
-    while len(agent.server.asked) < 2:  # noqa: ASYNC110  # nothing signals that a call is repeated
-        await asyncio.sleep(0.01)
+    await until(lambda: len(agent.server.asked) >= 2, "the call to be repeated")
     assert not asking.done()
     agent.server.age = 0.0
     agent.clock.at += 1.0
@@ -246,8 +246,7 @@ async def test_refusal_older_than_the_pods_interface_is_not_told() -> None:
     agent.server.age, agent.server.refusal = 30.0, Forbidden("forbidden by policy")
     agent.kernel.plug(A)
     asking = asyncio.create_task(agent.ask())
-    while len(agent.server.asked) < 2:  # noqa: ASYNC110  # nothing signals that a call is repeated
-        await asyncio.sleep(0.01)
+    await until(lambda: len(agent.server.asked) >= 2, "the call to be repeated")
     assert not asking.done()
     agent.server.age = 0.0
     agent.clock.at += 1.0
