@@ -19,6 +19,9 @@ def compile_bytecode() -> Bytecode:
     module = compile_source()
     from bcc.libbcc import lib
 
+    # What bcc itself doesn't declare: without it, ctypes would cut the module's address to 32 bits.
+    lib.bpf_num_tables.restype = ctypes.c_size_t
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
     lib.bpf_table_name.restype = ctypes.c_char_p
     lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
     sizes = (lib.bpf_table_key_size_id, lib.bpf_table_leaf_size_id)

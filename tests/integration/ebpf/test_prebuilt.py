@@ -108,6 +108,16 @@ def test_with_neither_it_says_what_to_install(installed: Install, bytecode: Byte
     )
 
 
+def test_they_can_be_compiled_wherever_the_module_is_in_memory() -> None:
+    """A thread's heap is far from where a 32-bit pointer reaches, as that of a large process is."""
+    script = (
+        "from concurrent.futures import ThreadPoolExecutor as E; "
+        "from kiam.dataplane.ebpf.prebuild import compile_bytecode as c; E(1).submit(c).result()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_right_is_needed_to_compile_them_for_later(bytecode: Bytecode, tmp_path: Path) -> None:
     """As an image's build does, which may not even make maps."""
     library = tmp_path / "no-maps.so"
