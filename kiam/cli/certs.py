@@ -1,24 +1,22 @@
-"""``kiam certs init|server|agent``: an authority and certificates for trying kiam out."""
+"""``kiam certs init|server|agent|renew``: an authority and certificates for trying kiam out, and their renewal."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shlex
 from collections.abc import Callable
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+from kiam.cli import certs_issue, certs_renew, certs_secrets
+from kiam.cli.certs_issue import CA, CA_KEY
 from kiam.cli.options import flag_type
-from kiam.errors import UserError
-
-CA = "ca.pem"
-CA_KEY = "ca-key.pem"
 
 # Kubernetes node and Service names are RFC 1123 subdomains (k8s.io/apimachinery, IsDNS1123Subdomain).
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+# What a Secret's entries may be called (k8s.io/apimachinery, IsConfigMapKey).
+_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,192 +62,61 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
     renew = steps.add_parser(
-        "renew", help="renew the certificates in a folder, names and lifetime kept", allow_abbrev=False
+        "renew",
+        help="renew the certificates in a folder, or those that the chart made",
+        allow_abbrev=False,
+        description=(
+            "Renew the certificates in a folder with the authority in it, names and lifetime kept. With --next-secret, "
+            "renew those that the chart made, in the cluster's Secrets, as its CronJob does."
+        ),
     )
     _add_directory(renew, f"where {CA}, {CA_KEY} and the certificates are")
+    cluster = renew.add_argument_group("in a cluster")
+    cluster.add_argument(
+        "--next-secret",
+        type=_subdomain,
+        metavar="NAME",
+        help="the Secret with the pair that takes over, such as kiam-next-certificates",
+    )
+    for half in certs_secrets.HALVES:
+        cluster.add_argument(
+            f"--{half}-secret",
+            type=_secret,
+            default=certs_secrets.Location(f"kiam-{half}"),
+            metavar="NAME[:CA,CERT,KEY]",
+            help=f"the Secret the {half}s mount, and the names of its files (kiam-{half}:ca,cert,key)",
+        )
+    cluster.add_argument("--namespace", type=_host, default="kube-system", help="where the Secrets are (%(default)s)")
+    cluster.add_argument(
+        "--kubeconfig", default="", metavar="FILE", help="how to reach the Kubernetes API; empty: as the pod it runs in"
+    )
+    cluster.add_argument(
+        "--renew-before",
+        type=_days,
+        default=timedelta(days=180),
+        metavar="DAYS",
+        help="renew so many days before the first of both ends (180)",
+    )
+    _add_days(cluster, 3650)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the files of one step and say what was written and what to do with it."""
     steps: dict[str, Callable[[argparse.Namespace], None]] = {
-        "init": _init,
-        "server": _server,
-        "agent": _agent,
-        "renew": _renew,
+        "init": certs_issue.init,
+        "server": certs_issue.server,
+        "agent": certs_issue.agent,
+        "renew": certs_renew.renew if getattr(arguments, "next_secret", None) is None else certs_secrets.renew,
     }
     steps[arguments.step](arguments)
     return 0
-
-
-def _init(arguments: argparse.Namespace) -> None:
-    from kiam.tls.issue import Period, make_authority
-    from kiam.tls.summary import format_time
-
-    directory: Path = arguments.dir
-    _make_directory(directory)
-    for path in (directory / CA, directory / CA_KEY):
-        if path.exists():
-            raise UserError(
-                f"--dir: {path} is there already, and an authority is never overwritten (all certificates it signed "
-                "would stop working); give another folder, or move the old one away"
-            )
-    issued = make_authority(arguments.common_name, Period.lasting(arguments.days))
-    _write(directory / CA_KEY, issued.key, 0o600, overwrite=False)
-    _write(directory / CA, issued.cert, 0o644, overwrite=False)
-    print(f"wrote {directory / CA}: authority '{arguments.common_name}', until {format_time(issued.not_after)}")
-    print(f"wrote {directory / CA_KEY}: its private key; keep it off the cluster")
-    print("next:")
-    for step in ("server", "agent"):
-        print(f"  kiam certs {step}{_dir_flag(directory)}")
-
-
-def _server(arguments: argparse.Namespace) -> None:
-    names = [
-        arguments.service,
-        f"{arguments.service}.{arguments.namespace}",
-        f"{arguments.service}.{arguments.namespace}.svc",
-        f"{arguments.service}.{arguments.namespace}.svc.cluster.local",
-        # The probes of the server's own pod (kiam health) go there.
-        "localhost",
-        "127.0.0.1",
-        *arguments.hosts,
-    ]
-    _issue(arguments, "kiam-server", list(dict.fromkeys(names)))
-
-
-def _agent(arguments: argparse.Namespace) -> None:
-    _issue(arguments, "kiam-agent", [arguments.node] if arguments.node else [])
-
-
-def _issue(arguments: argparse.Namespace, common_name: str, names: list[str]) -> None:
-    from kiam.tls.issue import Period, make_certificate
-    from kiam.tls.summary import format_time
-
-    directory: Path = arguments.dir
-    cert, key = directory / f"{arguments.out}.pem", directory / f"{arguments.out}-key.pem"
-    if not arguments.overwrite:
-        for path in (cert, key):
-            if path.exists():
-                raise UserError(
-                    f"--out: {path} is there already; add --overwrite to replace it, or give another --out NAME"
-                )
-    authority, authority_key = _read_authority(directory)
-    try:
-        issued = make_certificate(common_name, names, Period.lasting(arguments.days), authority, authority_key)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--dir: {directory / CA}, {directory / CA_KEY}: {error}") from error
-    # The key first: whoever watches the folder meets a pair that doesn't match, and waits, rather than a new
-    # certificate that it would take for good.
-    _write(key, issued.key, 0o600, overwrite=arguments.overwrite)
-    _write(cert, issued.cert, 0o644, overwrite=arguments.overwrite)
-    print(
-        f"wrote {cert}: certificate '{common_name}' for {', '.join(names) or 'any node'}, "
-        f"until {format_time(issued.not_after)}"
-    )
-    print(f"wrote {key}: its private key")
-    print("next:")
-    print(f"  kubectl create secret generic kiam-{arguments.step}-tls -n {arguments.namespace} \\")
-    for name, path in ((CA, directory / CA), (f"{arguments.step}.pem", cert), (f"{arguments.step}-key.pem", key)):
-        source = path.name if directory == Path() else str(path)
-        given = source if path.name == name else f"{name}={source}"
-        print(f"    --from-file={shlex.quote(given)}" + ("" if path == key else " \\"))
-
-
-def _renew(arguments: argparse.Namespace) -> None:
-    """New certificates in the place of those that the folder's authority signed; what runs takes them over by itself.
-
-    The old ones stay good until their own end, so there is no moment without one.
-    """
-    from kiam.tls.certificates import read_certificates
-    from kiam.tls.issue import Period, make_certificate
-    from kiam.tls.summary import format_time
-
-    directory: Path = arguments.dir
-    authority, authority_key = _read_authority(directory)
-    renewed = []
-    try:
-        issuer = read_certificates(authority)[0]
-        for path in sorted(directory.glob("*.pem")):
-            key = path.with_name(f"{path.stem}-key.pem")
-            if path.name == CA or not key.exists():
-                continue
-            old = read_certificates(path.read_bytes())[0]
-            if not old.issued_by(issuer):
-                print(f"left {path}: it isn't of this authority, but of {old.issuer}")
-                continue
-            names = [*old.dns_names, *map(str, old.ip_addresses)]
-            period = Period.lasting(old.not_after - old.not_before)
-            issued = make_certificate(old.subject.strip("'"), names, period, authority, authority_key)
-            _write(key, issued.key, 0o600, overwrite=True)
-            _write(path, issued.cert, 0o644, overwrite=True)
-            renewed.append(path)
-            print(
-                f"wrote {path}: for {old.names}, until {format_time(issued.not_after)} "
-                f"(it was {format_time(old.not_after)})"
-            )
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"--dir: {directory}: {error}") from error
-    if not renewed:
-        raise UserError(
-            f"--dir: no certificate of {directory / CA} in {directory}", "make one with kiam certs server or agent"
-        )
-    print("next, for each secret they are in; kiam takes them over without a restart:")
-    for path in renewed:
-        files = " ".join(
-            f"--from-file={shlex.quote(f'{file.name}={file}')}"
-            for file in (directory / CA, path, path.with_name(f"{path.stem}-key.pem"))
-        )
-        print(
-            f"  kubectl create secret generic kiam-{path.stem}-tls -n kube-system --dry-run=client -o yaml {files} "
-            "| kubectl apply -f -"
-        )
-
-
-def _read_authority(directory: Path) -> tuple[bytes, bytes]:
-    contents = []
-    for path in (directory / CA, directory / CA_KEY):
-        try:
-            contents.append(path.read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"--dir: {path}: {error.strerror}; make an authority with 'kiam certs init{_dir_flag(directory)}'"
-            ) from error
-    return contents[0], contents[1]
-
-
-def _write(path: Path, content: bytes, mode: int, overwrite: bool) -> None:
-    """Write a file that never exists half, nor for a moment with wider permissions than it is to have."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-        if overwrite:
-            temporary.replace(path)
-        else:
-            # Fails if the file has come into being meanwhile, where a rename would replace it.
-            path.hardlink_to(temporary)
-    except OSError as error:
-        raise UserError(f"--dir: {path} can't be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dir: {directory} can't be made: {error.strerror}") from error
-
-
-def _dir_flag(directory: Path) -> str:
-    return "" if directory == Path() else f" --dir {shlex.quote(str(directory))}"
 
 
 def _add_directory(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help=f"{help_text} (the current folder)")
 
 
-def _add_days(parser: argparse.ArgumentParser, default: int) -> None:
+def _add_days(parser: argparse._ActionsContainer, default: int) -> None:
     parser.add_argument(
         "--days",
         type=_days,
@@ -299,6 +166,20 @@ def _parse_common_name(text: str) -> str:
     return text
 
 
+def _parse_subdomain(text: str) -> str:
+    if len(text) > 253 or not _SUBDOMAIN.fullmatch(text):
+        raise ValueError(f"'{text}' can't be a Secret's name; give it as 'kubectl get secrets' prints it")
+    return text
+
+
+def _parse_secret(text: str) -> certs_secrets.Location:
+    name, _, names = text.partition(":")
+    files = names.split(",") if names else ["ca", "cert", "key"]
+    if len(files) != len(set(files)) or len(files) != 3 or not all(_KEY.fullmatch(file) for file in files):
+        raise ValueError(f"'{text}' doesn't name three files; write it like kiam-agent:ca.pem,cert.pem,key.pem")
+    return certs_secrets.Location(_parse_subdomain(name), *files)
+
+
 def _parse_file_name(text: str) -> str:
     if not text or "/" in text or text.startswith(".") or text in ("ca", "ca-key"):
         raise ValueError(f"'{text}' can't be the name of the new files; give one without folder, such as server")
@@ -310,3 +191,5 @@ _node = flag_type(_parse_node, "node")
 _host = flag_type(_parse_host, "host")
 _common_name = flag_type(_parse_common_name, "name")
 _file_name = flag_type(_parse_file_name, "name")
+_subdomain = flag_type(_parse_subdomain, "name")
+_secret = flag_type(_parse_secret, "secret")

@@ -1,7 +1,4 @@
-"""Making an authority and certificates for trying kiam out, for ``kiam certs`` and the tests.
-
-A real cluster's certificates had better come from something that renews them, such as cert-manager.
-"""
+"""Making an authority and certificates, for ``kiam certs`` and the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_CLOCK_SKEW = timedelta(minutes=5)
+from kiam.tls.certificates import Certificate
+
+CLOCK_SKEW = timedelta(minutes=5)
 """Backdating, so that a node whose clock is a little behind accepts a certificate made this moment."""
 
 
@@ -45,7 +44,7 @@ class Period:
     def lasting(cls, duration: timedelta) -> Period:
         """From a little before now, for so long from now."""
         now = datetime.now(UTC)
-        return cls(now - _CLOCK_SKEW, now + duration)
+        return cls(now - CLOCK_SKEW, now + duration)
 
 
 def make_authority(common_name: str, period: Period) -> Issued:
@@ -96,6 +95,12 @@ def make_certificate(
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), False)
     return _issued(builder.sign(signing_key, hashes.SHA256()), key)
+
+
+def make_successor(old: Certificate, period: Period, authority: bytes, authority_key: bytes) -> Issued:
+    """A certificate with the names of an old one, and a key of its own. Raises as :func:`make_certificate`."""
+    names = [*old.dns_names, *map(str, old.ip_addresses)]
+    return make_certificate(old.subject.strip("'"), names, period, authority, authority_key)
 
 
 def _builder(

@@ -1,4 +1,8 @@
-"""As much of a Kubernetes API as ``helm install`` and ``helm upgrade`` ask of it: discovery, and objects by name."""
+"""As much of a Kubernetes API as ``helm install`` and ``helm upgrade`` ask of it: discovery, and objects by name.
+
+And what the commands that run in an installed chart's pods ask: service accounts with the rights that were installed
+for them, merge patches, and server-side apply, whose managers get in each other's way over a Secret's contents.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,21 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import helm_python
 import yaml
 
 from tests.deploy.chart import CHART, Manifest, Values, merged
+from tests.sandbox.kubeapi import merge_patch
 
 GROUPS: dict[str, dict[str, str]] = {
     "v1": {"secrets": "Secret", "services": "Service", "serviceaccounts": "ServiceAccount"},
     "apps/v1": {"daemonsets": "DaemonSet", "deployments": "Deployment"},
+    "batch/v1": {"cronjobs": "CronJob"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
     "rbac.authorization.k8s.io/v1": {
         "roles": "Role",
@@ -32,6 +39,20 @@ POD_SECURITY_POLICIES = {"policy/v1beta1": {"podsecuritypolicies": "PodSecurityP
 NOT_NAMESPACED = {"ClusterRole", "ClusterRoleBinding", "PodSecurityPolicy"}
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the API looks at of one."""
+
+    method: str
+    path: str
+    body: bytes
+    content_type: str = ""
+    manager: str = ""
+    force: bool = False
+    account: str = ""
+    """The service account whose token came along; empty: an administrator's."""
+
+
 class Cluster:
     """The API's state. ``objects`` are those stored, by the path of their URL."""
 
@@ -39,6 +60,8 @@ class Cluster:
         self.version = version
         self.groups = groups
         self.objects: dict[str, Manifest] = {}
+        self.requests: list[str] = []
+        """Each verb and path that was allowed."""
         self.url = ""
 
     def find(self, kind: str, name: str) -> Manifest:
@@ -56,21 +79,79 @@ class Cluster:
         with configuration:
             yield configuration
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    def token(self, account: str) -> str:
+        """A token of a service account; requests without one may do everything."""
+        return f"token-of-{account}"
+
+    def may(self, account: str, verb: str, path: str) -> bool:
+        """Whether a Role that is bound to the account allows it, as the API's RBAC sees it."""
+        *_, resource, name = path.split("/")
+        group = path.split("/")[2] if path.startswith("/apis/") else ""
+        bound = {
+            stored["roleRef"]["name"]
+            for stored in self.objects.values()
+            if stored["kind"] == "RoleBinding" and account in [subject["name"] for subject in stored["subjects"]]
+        }
+        return any(
+            verb in rule["verbs"]
+            and resource in rule["resources"]
+            and group in rule["apiGroups"]
+            and name in rule.get("resourceNames", [name])
+            for stored in self.objects.values()
+            if stored["kind"] == "Role" and stored["metadata"]["name"] in bound
+            for rule in stored["rules"]
+        )
+
+    def answer(self, request: Request) -> tuple[int, dict[str, Any]]:
         """One request's status and body."""
+        method, path = request.method, request.path
         discovered = self._discovery(path) if method == "GET" else None
         if discovered is not None:
             return 200, discovered
-        given = yaml.safe_load(body) if body else {}  # server-side apply sends YAML
+        verb = {"GET": "get", "PATCH": "patch", "POST": "create", "PUT": "update"}.get(method, "delete")
+        if request.account and not self.may(request.account, verb, path):
+            return 403, _status(403, f"{request.account} may not {verb} {path}")
+        self.requests.append(f"{verb} {path}")
+        given = yaml.safe_load(request.body) if request.body else {}  # server-side apply sends YAML
         if method == "POST":
             path = f"{path}/{given['metadata']['name']}"
         if method == "DELETE":
             return (200, self.objects.pop(path)) if path in self.objects else (404, _status(404))
         if method in ("POST", "PUT", "PATCH"):
-            given["metadata"].setdefault("uid", f"uid-{len(self.objects)}")
-            given["metadata"]["resourceVersion"] = "1"
-            self.objects[path] = given
+            refused = self._store(request, path, given)
+            if refused:
+                return 409, _status(409, refused)
         return (200, self.objects[path]) if path in self.objects else (404, _status(404))
+
+    def _store(self, request: Request, path: str, given: Manifest) -> str:
+        """Keep what was sent; returns why not."""
+        before = self.objects.get(path, {"metadata": {}})
+        version = before["metadata"].get("resourceVersion")
+        if given["metadata"].get("resourceVersion", version) != version:
+            return f"{path}: the object has been modified"
+        is_apply = "apply-patch" in request.content_type
+        if request.method == "PATCH" and not is_apply:
+            given = merge_patch(before, given)
+        managed = before["metadata"].get("managedFields", [])
+        if given.get("kind") == "Secret":
+            changed = {key for key, text in given.get("data", {}).items() if before.get("data", {}).get(key) != text}
+            entry = {"manager": request.manager, "operation": "Apply" if is_apply else "Update"}
+            others = [one for one in managed if {**one, **entry} != one]
+            for one in others:
+                taken = changed & {key.removeprefix("f:") for key in one["fieldsV1"]["f:data"]}
+                if taken and is_apply and not request.force:
+                    return f"Apply failed with 1 conflict: conflict with {one['manager']!r}: {sorted(taken)}"
+                one["fieldsV1"]["f:data"] = {f: {} for f in one["fieldsV1"]["f:data"] if f[2:] not in taken}
+            owned: Manifest = {f"f:{key}": {} for key in (given["data"] if is_apply else changed)}
+            managed = [*others, {**entry, "fieldsV1": {"f:data": owned}}]
+        given["metadata"] = {
+            "uid": f"uid-{len(self.objects)}",
+            **given["metadata"],
+            "resourceVersion": str(int(version or 0) + 1),
+            "managedFields": managed,
+        }
+        self.objects[path] = given
+        return ""
 
     def _discovery(self, path: str) -> dict[str, Any] | None:
         words = path.strip("/").split("/")
@@ -144,8 +225,10 @@ def _root(group: str) -> str:
     return f"apis/{group}" if "/" in group else f"api/{group}"
 
 
-def _status(code: int) -> dict[str, Any]:
-    return {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": code}
+def _status(code: int, message: str = "not found") -> dict[str, Any]:
+    reason = {403: "Forbidden", 404: "NotFound", 409: "Conflict"}[code]
+    head = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
+    return {**head, "reason": reason, "code": code, "message": message}
 
 
 @contextmanager
@@ -163,7 +246,19 @@ def running_cluster(version: str = "v1.34.0", *, pod_security_policies: bool = F
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, answer = cluster.answer(self.command, urlsplit(self.path).path, body)
+            url = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
+            status, answer = cluster.answer(
+                Request(
+                    self.command,
+                    url.path,
+                    body,
+                    self.headers.get("Content-Type", ""),
+                    query.get("fieldManager", "somebody"),
+                    query.get("force") == "true",
+                    self.headers.get("Authorization", "").partition("token-of-")[2],
+                )
+            )
             blob = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -31,6 +31,8 @@ ELSEWHERE = {
     "prometheusRule.runbooks",
     "selfSigned.validityDays",
     "selfSigned.renewBeforeDays",
+    "selfSigned.cronJob.enabled",
+    "selfSigned.cronJob.schedule",
     "nameOverride",
     "fullnameOverride",
     "extraArgs",

@@ -70,6 +70,7 @@ def store(cluster: Cluster, name: str, data: Pem) -> None:
         "namespace": "kube-system",
         "labels": {"app.kubernetes.io/managed-by": "Helm"},
         "annotations": release,
+        "resourceVersion": "1",
     }
     encoded = {key: base64.b64encode(text).decode() for key, text in data.items()}
     path = f"/api/v1/namespaces/kube-system/secrets/{name}"

@@ -46,7 +46,7 @@ ARGUMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("certs", "init"): ("--dir new",),
     ("certs", "server"): ("--dir pki",),
     ("certs", "agent"): ("--dir nowhere",),
-    ("certs", "renew"): ("--dir pki", "--dir nowhere"),
+    ("certs", "renew"): ("--dir pki", "--dir nowhere", "--next-secret=next --kubeconfig=nowhere"),
     ("completion",): ("bash",),
     ("help",): ("", "dataplane verify"),
 }

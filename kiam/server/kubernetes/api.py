@@ -33,6 +33,7 @@ REQUEST_TIMEOUT = 30.0
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 15, 5, 3
 """TCP keepalive: a peer that vanished without a word is noticed after idle + interval * probes = 30 s."""
 MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
 
 
 class KubeError(Exception):
@@ -114,6 +115,13 @@ class KubeApi:
         """Merge fields into an object (RFC 7386). Raises KubeError."""
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT)
         async with self._request("PATCH", path, {}, timeout, body, MERGE_PATCH):
+            pass
+
+    async def apply(self, path: str, body: dict[str, Any], manager: str) -> None:
+        """Apply an object on the server's side, as a field manager that has its way. Raises KubeError."""
+        query = {"fieldManager": manager, "force": "true"}
+        # JSON is YAML.
+        async with self._request("PATCH", path, query, aiohttp.ClientTimeout(total=REQUEST_TIMEOUT), body, APPLY_PATCH):
             pass
 
     async def delete(self, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -14,10 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls import TLSFiles
+from kiam.tls.certificates import read_certificates
 from kiam.tls.diagnosis import diagnose
 from kiam.tls.issue import Issued
+from tests.deploy.cluster import running_cluster
+from tests.deploy.test_renewal import NEXT, an_hour_passes, both, store
 from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, running_agent
-from tests.integration.tls.conftest import NAMES, ROLE, Services, running_server, secret
+from tests.integration.tls.conftest import NAMES, ROLE, Services, kiam, running_server, secret
+from tests.sandbox.kubeapi import write_kubeconfig
 from tests.sandbox.process import free_port, wait_until
 from tests.unit.tls.files import Authority, MountedSecret, write
 
@@ -121,7 +126,12 @@ def authority() -> Authority:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, services: Services, authority: Authority) -> Iterator[Pair]:
-    tmp_path = tmp_path_factory.mktemp("pair")
+    with running_pair(tmp_path_factory.mktemp("pair"), services, authority) as pair:
+        yield pair
+
+
+@contextmanager
+def running_pair(tmp_path: Path, services: Services, authority: Authority) -> Iterator[Pair]:
     server_secret = secret(tmp_path / "server-tls", authority, "server")
     agent_secret = secret(tmp_path / "agent-tls", authority, "agent")
     metrics = {"server": free_port(), "client": free_port()}
@@ -202,3 +212,39 @@ def test_every_certificate_and_the_authority_are_replaced_under_load(
         assert "our certificate" in shown(pair.server_port, outsider)
         running.go_on()
     wait_until(lambda: pair.agent.ask("/health?deep=1").status == 200, "a connection under the successor")
+
+
+def test_what_the_charts_cron_job_renews_is_taken_over_under_load(tmp_path: Path, services: Services) -> None:
+    """The Secrets change in a cluster's API, and reach agent and server one after the other, whichever is first."""
+    authority = Authority.make("of the chart's first pair")
+    with (
+        running_pair(tmp_path, services, authority) as pair,
+        running_cluster() as cluster,
+        load(pair, tmp_path, authority) as running,
+    ):
+        mounted = {"server": pair.server_secret, "agent": pair.agent_secret}
+        for half, folder in mounted.items():
+            files = folder.files.read()
+            store(cluster, f"kiam-{half}", {"ca": files.ca, "cert": files.cert, "key": files.key})
+        store(cluster, NEXT, {})
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.url)
+        for said, order in (
+            ("agents and servers were told", ("agent", "server")),
+            ("both certificates renewed", ("server", "agent")),
+            ("both certificates renewed", ("agent", "server")),
+        ):
+            # Their first pair lives for 90 days, what takes over for 100.
+            renewing = kiam("certs", "renew", f"--next-secret={NEXT}", "--days=100", f"--kubeconfig={kubeconfig}")
+            done = subprocess.run(renewing, capture_output=True, text=True, timeout=100, check=True)
+            assert done.stdout.startswith(said)
+            an_hour_passes(cluster)
+            renewed = both(cluster)
+            for half in order:
+                mounted[half].swap(*(renewed[half][name] for name in ("cert", "key", "ca")))
+                side = "client" if half == "agent" else half
+                end = read_certificates(renewed[half]["cert"])[0].not_after.timestamp()
+                wait_until(lambda side=side, end=end: pair.gauge(side, "expiry_seconds") == end, f"the {half}'s swap")  # type: ignore[misc]  # a lambda's defaults
+                assert shown(pair.server_port, pair.agent_secret.files) == str(
+                    read_certificates(pair.server_secret.files.read().cert)[0].not_after.timestamp()
+                )
+                running.go_on()

@@ -18,6 +18,18 @@
 {{- $halves | toJson -}}
 {{- end -}}
 
+{{/* The CronJob's name, which is to be 52 characters long at most. */}}
+{{- define "kiam.selfSigned.renewalName" -}}
+{{- include "kiam.fullname" . | trunc 44 | trimSuffix "-" }}-renewal
+{{- end -}}
+
+{{/* Whether a CronJob renews them: it takes both halves, and rights. */}}
+{{- define "kiam.selfSigned.isRenewed" -}}
+{{- if and .Values.selfSigned.cronJob.enabled .Values.rbac.create (eq (include "kiam.selfSigned.halves" . | fromJsonArray | len) 2) -}}
+yes
+{{- end -}}
+{{- end -}}
+
 {{/* When a certificate ends, in Unix time; nothing if it can't be read. Takes its PEM in base64. Templates can't parse X.509, but
      the two times of a certificate's validity stand next to each other in its DER, each as digits with its own tag. */}}
 {{- define "kiam.certificate.end" -}}

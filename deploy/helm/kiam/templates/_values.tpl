@@ -85,6 +85,7 @@
 - serviceAccounts.agent.create
 - serviceAccounts.server.create
 - certManager.enabled
+- selfSigned.cronJob.enabled
 - prometheusRule.enabled
 - prometheusRule.standard
 {{- end -}}
