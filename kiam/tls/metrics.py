@@ -43,9 +43,10 @@ class TLSMetrics:
 
     def loaded(self, inspected: TLSSummary) -> None:
         """New material is in use."""
-        self._update_error.set(0)
-        self.verified(inspected)
         self._expiry.set(inspected.expiry.timestamp())
+        self.verified(inspected)
+        # Last: scrapes come from another thread, and whoever waits for the error to go takes the rest for new.
+        self._update_error.set(0)
 
     def update_failed(self) -> None:
         """The files changed, and what they hold now can't be used."""

@@ -32,7 +32,7 @@ GOALS = {
     "push": "goal: at most 5 ms over STS's own time",
     "outages": "goal: 0 failed for known pods",
     "server": "goal: 10,000 pods at most about 60 MiB over the empty server",
-    "start": "goal: TLS accepted within 0.3 s of the process's start",
+    "start": "goal: TLS accepted, and HTTP/2's SETTINGS sent, within 0.3 s of the process's start",
     "strangers": "goal: memory bounded, and an agent's calls as before",
     "fairness": "goal: the other pod's credentials within two STS times (and the Kubernetes API's way), "
     "whatever one tenant has waiting",

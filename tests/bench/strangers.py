@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.server.grpc.preface import FIRST_SETTINGS
 from kiam.tls import TLSFiles
 from tests.sandbox.node import SERVER_PORT, NodeInABox
 from tests.sandbox.process import Process
@@ -29,11 +30,14 @@ LOOPBACKS = 250
 
 
 def measure_start(say: Say) -> list[dict[str, Any]]:
-    """From the process's start to a finished TLS handshake, and to the first answer of gRPC."""
+    """From the process's start to a TLS handshake, to HTTP/2's first SETTINGS, and to the first answer of gRPC.
+
+    A conventional agent's dial (grpc-go's, WithBlock) ends with the SETTINGS, and gives up after a second.
+    """
     say(f"server: {STARTS} starts")
     with NodeInABox("none") as box:
         starts = sorted((_start(box) for _ in range(STARTS)), key=lambda start: start[0])
-    names = ("tls_accepted_s", "first_grpc_answer_s")
+    names = ("tls_accepted_s", "http2_settings_s", "first_grpc_answer_s")
     return [
         {
             name: round(statistics.median(start[index] for start in starts), 3) for index, name in enumerate(names)
@@ -125,14 +129,15 @@ def _is_open(sock: socket.socket) -> bool:
     return False
 
 
-def _start(box: NodeInABox) -> tuple[float, float]:
+def _start(box: NodeInABox) -> tuple[float, float, float]:
     if box.server is not None:
         box.server.stop()
     started = time.monotonic()
     box.start_server(wait=False)
     handshake = box.node.call(_first, started, lambda: _handshake(box.pki.agent))
+    settings = box.node.call(_first, started, lambda: _settings(box.pki.agent))
     answer = box.node.call(_first, started, lambda: _ask(box.pki.agent))
-    return handshake, answer
+    return handshake, settings, answer
 
 
 def _first(started: float, attempt: Callable[[], None]) -> float:
@@ -144,14 +149,31 @@ def _first(started: float, attempt: Callable[[], None]) -> float:
     raise RuntimeError("the server didn't come up")
 
 
-def _handshake(files: TLSFiles) -> None:
+@contextlib.contextmanager
+def _tls(files: TLSFiles) -> Iterator[ssl.SSLSocket]:
     context = ssl.create_default_context(cafile=str(files.ca))
     context.load_cert_chain(files.cert, files.key)
+    context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection(("127.0.0.1", SERVER_PORT), timeout=5) as plain,
-        context.wrap_socket(plain, server_hostname="localhost"),
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
+        yield connection
+
+
+def _handshake(files: TLSFiles) -> None:
+    with _tls(files):
         pass
+
+
+def _settings(files: TLSFiles) -> None:
+    """Both prefaces (RFC 9113, 3.4)."""
+    with _tls(files) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + FIRST_SETTINGS)
+        header = connection.recv(9)
+        # The type of the frame.
+        if header[3:4] != b"\4":
+            raise OSError(f"the server began with {header!r}")
 
 
 def _ask(files: TLSFiles) -> None:

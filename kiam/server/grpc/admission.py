@@ -2,8 +2,9 @@
 
 Which attack: anyone who reaches the port can open connections and say nothing, or begin handshakes as fast as they can;
 each costs memory and processor time that agents need. So a handshake has to end in time, handshakes and connections are
-bounded in all and for each address, handshakes of strangers in number per second, and a share of each bound is kept
-for addresses that have shown a certificate of the authority before.
+bounded in all and for each address, and in number per second, and a share of each bound is kept for addresses that have
+shown a certificate of the authority before. Such an address may be a pod's too, behind its node's, and an agent's key
+may be stolen: so no address gets more than what is left for the others, and a few of them can't take it all.
 """
 
 from __future__ import annotations
@@ -26,14 +27,21 @@ class Bounds:
     handshakes_of_address: int = 64
     """For one stranger's address."""
     handshakes_of_known_address: int = 512
-    """For one address that has been authenticated: all agents may come from one behind address translation."""
+    """For one address that has been authenticated, if as many are left for others: all agents may come from one behind
+    address translation."""
     strangers_per_second: float = 200.0
     """Handshakes of strangers that may begin in a second, for which processor time is spent."""
     strangers_at_once: float = 1000.0
     """After a pause: all agents are strangers to a server that has just started."""
+    known_per_second: float = 100.0
+    known_at_once: float = 1000.0
+    """The same for each address that has been authenticated."""
     connections: int = 10_000
     """Joined to the gRPC server at a time, in all."""
     connections_of_address: int = 2_000
+    """If as many are left for others."""
+    connections_in_any_case: int = 8
+    """For one address, however many others have, until there are none left."""
     known: int = 20_000
     """Addresses remembered as authenticated."""
 
@@ -45,6 +53,23 @@ class Stage(enum.Enum):
     JOINED = enum.auto()
 
 
+@dataclass(slots=True)
+class _Bucket:
+    """A token bucket: so many at once, so many a second."""
+
+    tokens: float
+    at: float = float("-inf")
+
+    def take(self, now: float, per_second: float, most: float) -> bool:
+        """Whether there was a token."""
+        self.tokens = min(most, self.tokens + max(now - self.at, 0.0) * per_second)
+        self.at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
 class Admission:
     """Counts, by address. Times are seconds of one monotonic clock."""
 
@@ -53,17 +78,20 @@ class Admission:
         self._counts: dict[tuple[Stage, str], int] = {}
         self._totals = dict.fromkeys(Stage, 0)
         self._strangers = 0
-        self._known: OrderedDict[str, None] = OrderedDict()
-        self._tokens, self._tokens_at = self.bounds.strangers_at_once, float("-inf")
+        self._known: OrderedDict[str, _Bucket] = OrderedDict()
+        self._of_strangers = _Bucket(self.bounds.strangers_at_once)
         self.refused = 0
         """Connections turned away so far."""
 
     def begins(self, address: str) -> bool | None:
         """A connection has come; None: turn it away. Else whether it is a stranger's, to be told at its end."""
         bounds, known = self.bounds, address in self._known
-        most = bounds.handshakes_of_known_address if known else bounds.handshakes_of_address
+        left = bounds.handshakes - self._totals[Stage.HANDSHAKE]
+        most = bounds.handshakes_of_address
+        if known:
+            most = min(bounds.handshakes_of_known_address, max(most, left))
         if (
-            self._totals[Stage.HANDSHAKE] >= bounds.handshakes
+            left <= 0
             or self.count(Stage.HANDSHAKE, address) >= most
             or (not known and self._strangers >= bounds.handshakes_of_strangers)
         ):
@@ -75,16 +103,13 @@ class Admission:
 
     def may_shake_hands(self, address: str, now: float) -> bool:
         """Whether processor time may be spent on a handshake, of which the first bytes have come."""
-        if address in self._known:
-            return True
-        earned = max(now - self._tokens_at, 0.0) * self.bounds.strangers_per_second
-        self._tokens = min(self.bounds.strangers_at_once, self._tokens + earned)
-        self._tokens_at = now
-        if self._tokens < 1:
-            self.refused += 1
-            return False
-        self._tokens -= 1
-        return True
+        bounds, known = self.bounds, self._known.get(address)
+        if known is None:
+            granted = self._of_strangers.take(now, bounds.strangers_per_second, bounds.strangers_at_once)
+        else:
+            granted = known.take(now, bounds.known_per_second, bounds.known_at_once)
+        self.refused += not granted
+        return granted
 
     def ended(self, address: str, stranger: bool) -> None:
         """A handshake is over, well or not."""
@@ -93,17 +118,17 @@ class Admission:
 
     def authenticated(self, address: str) -> None:
         """A certificate of the authority was shown from there."""
-        self._known[address] = None
+        if address not in self._known:
+            self._known[address] = _Bucket(self.bounds.known_at_once)
         self._known.move_to_end(address)
         if len(self._known) > self.bounds.known:
             self._known.popitem(last=False)
 
     def joins(self, address: str) -> bool:
         """A connection is to be joined to the gRPC server; False: there are too many."""
-        if (
-            self._totals[Stage.JOINED] >= self.bounds.connections
-            or self.count(Stage.JOINED, address) >= self.bounds.connections_of_address
-        ):
+        left = self.bounds.connections - self._totals[Stage.JOINED]
+        most = min(self.bounds.connections_of_address, max(self.bounds.connections_in_any_case, left))
+        if left <= 0 or self.count(Stage.JOINED, address) >= most:
             self.refused += 1
             return False
         self._add(Stage.JOINED, address, 1)

@@ -18,6 +18,9 @@ SMALL = Bounds(
     strangers_at_once=4,
     connections=6,
     connections_of_address=4,
+    connections_in_any_case=1,
+    known_per_second=1,
+    known_at_once=6,
     known=3,
 )
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "2001:db8::1")
@@ -39,13 +42,41 @@ def test_one_address_gets_only_its_own_share() -> None:
     assert admission.refused == 2
 
 
-def test_strangers_handshakes_are_limited_in_time_and_known_ones_are_not() -> None:
+def test_handshakes_are_limited_in_time_for_strangers_together_and_for_each_known_address() -> None:
     admission = Admission(SMALL)
-    admission.authenticated("10.0.0.9")
+    for address in ("10.0.0.8", "10.0.0.9"):
+        admission.authenticated(address)
     assert [admission.may_shake_hands("10.0.0.1", 0.0) for _ in range(6)] == [True] * 4 + [False] * 2
-    assert all(admission.may_shake_hands("10.0.0.9", 0.0) for _ in range(50))
     assert admission.may_shake_hands("10.0.0.1", 0.5)
     assert not admission.may_shake_hands("10.0.0.1", 0.5)
+    assert [admission.may_shake_hands("10.0.0.9", 0.0) for _ in range(8)] == [True] * 6 + [False] * 2
+    # Being authenticated once more earns nothing.
+    admission.authenticated("10.0.0.9")
+    assert not admission.may_shake_hands("10.0.0.9", 0.0)
+    assert admission.may_shake_hands("10.0.0.9", 1.0)
+    assert admission.may_shake_hands("10.0.0.8", 0.0)
+
+
+def test_few_addresses_that_hold_all_they_get_leave_some_for_others() -> None:
+    bounds = Bounds()
+    admission = Admission(bounds)
+    greedy = [f"10.0.0.{number}" for number in range(6)]
+    for address in greedy:
+        admission.authenticated(address)
+    for address in greedy * bounds.connections_of_address:
+        admission.begins(address)
+        admission.joins(address)
+    assert admission.begins("10.0.1.1") is True
+    for number in range(100):
+        assert admission.joins(f"10.0.1.{number}")
+
+
+def test_agents_behind_one_address_get_half_of_the_handshakes() -> None:
+    admission = Admission(Bounds())
+    admission.authenticated("10.0.0.1")
+    while admission.begins("10.0.0.1") is not None:
+        pass
+    assert admission.count(Stage.HANDSHAKE, "10.0.0.1") == Bounds().handshakes_of_known_address == 512
 
 
 def test_oldest_authenticated_address_is_forgotten_first() -> None:

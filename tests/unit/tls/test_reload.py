@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from kiam.errors import UserError
 from kiam.tls import TLSFiles
@@ -41,6 +41,27 @@ def gauges(registry: CollectorRegistry, side: str = "server") -> tuple[float | N
         registry.get_sample_value(f"{prefix}_verify_error"),
         registry.get_sample_value(f"{prefix}_expiry_seconds"),
     )
+
+
+def test_no_scrape_shows_the_old_expiry_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, seen = CollectorRegistry(), []
+    third = AUTHORITY.sign("third", period=days(0, 300))
+    mounted = secret(tmp_path)
+    reloader = TLSReloader(mounted.files, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry))
+    mounted.swap(third.cert, FIRST.key, AUTHORITY.pem)
+    assert not reloader.refresh()
+    set_gauge = Gauge.set
+
+    def then_scrape(gauge: Gauge, value: float) -> None:
+        set_gauge(gauge, value)
+        error, _, expiry = gauges(registry)
+        seen.append((error, expiry))
+
+    monkeypatch.setattr(Gauge, "set", then_scrape)
+    mounted.swap(third.cert, third.key, AUTHORITY.pem)
+    assert reloader.refresh()
+    assert (0, FIRST.not_after.timestamp()) not in seen
+    assert seen[-1] == (0, third.not_after.timestamp())
 
 
 def test_swap_of_the_data_symlink_is_taken_over_once(tmp_path: Path) -> None:
