@@ -17,13 +17,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter import nft
 from kiam.netfilter.nft import Json
+from kiam.netlink import Conversation, RefusedError
+from kiam.routing import default_routes, route_to
 
 log = logging.getLogger(__name__)
 
@@ -45,29 +46,17 @@ class Device:
 
 
 def find_uplinks() -> list[Device]:
-    """The devices of every default route in any table, and of the routes to the metadata addresses."""
-    # Imported here: pyroute2 is some 15 MB, which an agent can mostly do without.
-    from pyroute2 import IPRoute
-
+    """The devices of every default route in any table, and of the routes to the metadata addresses. Raises OSError."""
     indexes: set[int] = set()
-    with IPRoute() as routing:
-        for family, address in ((socket.AF_INET, METADATA_IPV4), (socket.AF_INET6, METADATA_IPV6)):
-            for route in routing.get_routes(family=family):
-                if route["dst_len"] == 0:
-                    indexes.update(_devices_of(route))
-            with suppress(Exception):  # pyroute2's NetlinkError: no route to it at all
-                for route in routing.route("get", dst=str(address), family=family):
-                    indexes.update(_devices_of(route))
+    with Conversation(socket.NETLINK_ROUTE) as kernel:
+        for route in default_routes(kernel):
+            indexes.update(route.links())
+        for address in (METADATA_IPV4, METADATA_IPV6):
+            with suppress(RefusedError):  # no route to it at all
+                if (route_to_it := route_to(kernel, address)) is not None:
+                    indexes.update(route_to_it.links())
     names = dict(socket.if_nameindex())
     return [Device(index, names[index]) for index in sorted(indexes) if index != _LOOPBACK_INDEX and index in names]
-
-
-def _devices_of(route: Any) -> Iterator[int]:
-    index = route.get_attr("RTA_OIF")
-    if index is not None:
-        yield int(index)
-    for hop in route.get_attr("RTA_MULTIPATH") or ():
-        yield int(hop["oif"])
 
 
 @dataclass(frozen=True, slots=True)

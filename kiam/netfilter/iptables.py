@@ -6,15 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
-
 from kiam.errors import ErrorKind, UserError
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.xtables import Rule, Ruleset, Table, parse_list, parse_save
+from kiam.pauses import scattered
 
 PACKAGE = "iptables"
 """Of the distribution, in which the programs are."""
@@ -87,21 +87,20 @@ class Programs:
 
         Raises RulesChangedError when a rule it deletes isn't there, UserError otherwise.
         """
-        try:
-            for attempt in Retrying(
-                retry=retry_if_exception_type(LockHeldError),
-                stop=stop_after_delay(LOCK_BUDGET_SECONDS),
-                wait=wait_random_exponential(0.05, max=1),
-                reraise=True,
-            ):
-                with attempt:
-                    self._restore_once(script)
-        except LockHeldError as error:
-            raise UserError(
-                f"another program has held the xtables lock for {LOCK_BUDGET_SECONDS:.0f} s",
-                f"see which with 'fuser -v {os.environ.get('XTABLES_LOCKFILE', '/run/xtables.lock')}', and try again",
-                ErrorKind.BUSY,
-            ) from error
+        until = time.monotonic() + LOCK_BUDGET_SECONDS
+        for pause in scattered(0.05, 1.0):
+            try:
+                self._restore_once(script)
+                return
+            except LockHeldError as error:
+                if time.monotonic() >= until:
+                    raise UserError(
+                        f"another program has held the xtables lock for {LOCK_BUDGET_SECONDS:.0f} s",
+                        f"see which with 'fuser -v {os.environ.get('XTABLES_LOCKFILE', '/run/xtables.lock')}', and try "
+                        "again",
+                        ErrorKind.BUSY,
+                    ) from error
+            time.sleep(pause)
 
     def _restore_once(self, script: str) -> None:
         done = _run([self.restore_program, "-w", str(LOCK_WAIT_SECONDS), "--noflush", "--counters"], script)

@@ -74,3 +74,12 @@ def _read(flag: str, path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"--{flag}: {path}: {error.strerror}", "give the path of a PEM file") from error
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises UserError that names the flag."""
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"--server-address: '{address}' is not HOST:PORT, such as kiam-server:443")
+    return host, int(port)

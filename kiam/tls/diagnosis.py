@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from cryptography import x509
 
 from kiam.errors import ErrorKind, UserError, joined
-from kiam.tls import TLSFiles, TLSMaterial
+from kiam.tls import TLSFiles, TLSMaterial, split_address
 from kiam.tls.certificates import USAGES, Certificate, InspectedTLS, describe, inspect, usage_problem
 from kiam.tls.summary import Side, format_time
 
@@ -117,15 +117,6 @@ def needs_lenient_tls(address: str, files: TLSFiles, timeout: float = 2.0) -> bo
         return any(found.lenient and found.problem is None for found in diagnose(address, files, timeout))
     except UserError:
         return False
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[IPV6]:PORT``. Raises UserError that names the flag."""
-    host, _, port = address.removeprefix("dns:///").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--server-address: '{address}' is not HOST:PORT, such as kiam-server:443")
-    return host, int(port)
 
 
 class _Client:

@@ -1,8 +1,9 @@
-"""Inspecting certificates in a short-lived process, for an agent that would otherwise hold the library for good.
+"""Looking into certificates in a short-lived process, for an agent that would otherwise hold the library for good.
 
 ``python -m kiam.tls.helper`` reads a request and prints what it found, both one line of JSON. The helper only finds and
-words problems, exactly as :func:`kiam.tls.certificates.load` does; whom to talk to is decided by the TLS library's own
-verification, as ever. Whatever goes wrong with the helper counts as files that can't be used.
+words problems, exactly as :func:`kiam.tls.certificates.load` and :mod:`kiam.tls.diagnosis` do; whom to talk to is
+decided by the TLS library's own verification, as ever. Whatever goes wrong with the helper counts as files that can't
+be used, and as a server that needs nothing special.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kiam.tls.summary import Problem, Severity, Side, TLSSummary
 HELPER_SECONDS = 60.0
 """A fifth of a second of work, but a node that starts is busy."""
 
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 _ARGV = (sys.executable, "-m", "kiam.tls.helper")
 
 
@@ -33,7 +35,30 @@ def load_in_helper(files: TLSFiles, side: Side, now: datetime) -> tuple[TLSMater
     Raises UserError also when the helper fails, so that material nobody inspected is never taken into use.
     """
     material = files.read()
-    request = _write_request(files, material, side, now)
+    return material, _read_answer(_ask(_write_request(files, material, side, now)))
+
+
+def explain_failure(address: str, files: TLSFiles) -> UserError | None:
+    """As :func:`kiam.tls.diagnosis.explain_failure`. Blocks for the process's life."""
+    try:
+        error = json.loads(_ask(_write_question("explain", address, files)))["error"]
+        return None if error is None else _read_error(error)
+    except UserError as failed:
+        return failed
+    except _UNREADABLE:
+        return _failed("its answer can't be read")
+
+
+def needs_lenient_tls(address: str, files: TLSFiles) -> bool:
+    """As :func:`kiam.tls.diagnosis.needs_lenient_tls`. Blocks for the process's life."""
+    try:
+        return json.loads(_ask(_write_question("lenient", address, files)))["lenient"] is True
+    except (UserError, *_UNREADABLE):
+        return False
+
+
+def _ask(request: str) -> str:
+    """The helper's answer. Raises UserError."""
     try:
         code, answer = _run(request)
     except OSError as error:
@@ -41,7 +66,7 @@ def load_in_helper(files: TLSFiles, side: Side, now: datetime) -> tuple[TLSMater
     if code:
         how = f"killed, after {HELPER_SECONDS:g} s or for want of memory" if code == -signal.SIGKILL else f"exit {code}"
         raise _failed(how)
-    return material, _read_answer(answer)
+    return answer
 
 
 def _run(request: str) -> tuple[int, str]:
@@ -68,10 +93,22 @@ def _failed(how: str) -> UserError:
 
 
 def _write_request(files: TLSFiles, material: TLSMaterial, side: Side, now: datetime) -> str:
-    paths = {"cert": str(files.cert), "key": str(files.key), "ca": str(files.ca)}
+    paths = _paths(files)
     # Whatever bytes there are, and back: what isn't PEM is for the inspection to say.
     contents = {flag: getattr(material, flag).decode("latin-1") for flag in paths}
-    return json.dumps({"paths": paths, "contents": contents, "side": side, "now": now.isoformat()})
+    return json.dumps({"do": "inspect", "paths": paths, "contents": contents, "side": side, "now": now.isoformat()})
+
+
+def _write_question(what: str, address: str, files: TLSFiles) -> str:
+    return json.dumps({"do": what, "address": address, "paths": _paths(files)})
+
+
+def _paths(files: TLSFiles) -> dict[str, str]:
+    return {"cert": str(files.cert), "key": str(files.key), "ca": str(files.ca)}
+
+
+def _read_error(error: dict[str, str]) -> UserError:
+    return UserError(error["what"], error["fix"], ErrorKind(error["kind"]))
 
 
 def _read_answer(line: str) -> TLSSummary:
@@ -79,8 +116,8 @@ def _read_answer(line: str) -> TLSSummary:
         answer = json.loads(line)
         if (error := answer.get("error")) is None:
             return _read_summary(answer["summary"])
-        refusal = UserError(error["what"], error["fix"], ErrorKind(error["kind"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as broken:
+        refusal = _read_error(error)
+    except _UNREADABLE as broken:
         raise _failed("its answer can't be read") from broken
     raise refusal
 
@@ -93,15 +130,30 @@ def _read_summary(read: dict[str, Any]) -> TLSSummary:
 
 def answer_request(line: str) -> str:
     """What the helper prints for a request."""
-    from kiam.tls.certificates import summarize
-
     request = json.loads(line)
     files = TLSFiles(**{flag: Path(path) for flag, path in request["paths"].items()})
+    if request["do"] == "inspect":
+        return _inspect(request, files)
+    from kiam.tls import diagnosis
+
+    if request["do"] == "lenient":
+        return json.dumps({"lenient": diagnosis.needs_lenient_tls(request["address"], files)})
+    found = diagnosis.explain_failure(request["address"], files)
+    return json.dumps({"error": None if found is None else _write_error(found)})
+
+
+def _write_error(error: UserError) -> dict[str, str]:
+    return {"what": error.what, "fix": error.fix, "kind": error.kind}
+
+
+def _inspect(request: dict[str, Any], files: TLSFiles) -> str:
+    from kiam.tls.certificates import summarize
+
     material = TLSMaterial(**{flag: text.encode("latin-1") for flag, text in request["contents"].items()})
     try:
         found = summarize(files, material, Side(request["side"]), datetime.fromisoformat(request["now"]))
     except UserError as error:
-        return json.dumps({"error": {"what": error.what, "fix": error.fix, "kind": error.kind}})
+        return json.dumps({"error": _write_error(error)})
     return json.dumps({"summary": asdict(found)}, default=datetime.isoformat)
 
 

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kiam.tls import TLSFiles, TLSMaterial
+from kiam.tls import TLSFiles, TLSMaterial, split_address
 from kiam.tls.anyusage import make_context, peer_certificate
-from kiam.tls.diagnosis import split_address
 from kiam.tls.relay import PlainEnd, TLSEnd, endpoint
 from kiam.tls.summary import Side
 

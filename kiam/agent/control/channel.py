@@ -12,9 +12,10 @@ import grpc
 from grpc import aio
 
 from kiam.agent.settings import ServerSettings
-from kiam.errors import ErrorKind
+from kiam.errors import ErrorKind, UserError
 from kiam.rpc import kiam_pb2_grpc
-from kiam.tls import TLSMaterial
+from kiam.tls import TLSMaterial, split_address
+from kiam.tls.helper import explain_failure, needs_lenient_tls
 from kiam.tls.reload import TLSReloader
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ _DRAIN_SECONDS = 30.0
 _EXPLAIN_AFTER = 2.0
 """Seconds without a connection until the log says why."""
 _EXPLAIN_EVERY = 60.0
-_PROBE_EVERY = 5.0
-"""Seconds between looks, without a connection, whether the server's certificate needs another TLS than gRPC's."""
+_PROBE_AFTER, _PROBE_AFTER_MOST = 5.0, 60.0
+"""Seconds between looks, without a connection, whether the server's certificate needs another TLS than gRPC's: each
+time twice as many, as a look may cost a process."""
+_CONNECT_SECONDS = 2.0
 
 
 def _milliseconds(duration: timedelta) -> int:
@@ -143,11 +146,12 @@ class ServerClient:
         address = self._settings.address
         if self._tunnel is not None or address.startswith(("ipv4:", "ipv6:", "unix:")):
             return
-        # Here and below imported when a connection failed: it takes cryptography, 10 MB that few agents need.
-        from kiam.tls.diagnosis import needs_lenient_tls, split_address
-
+        if not await _is_listened_to(address):
+            # Nobody is asked what is the matter with a server that is away: that is a process each time.
+            return
         if not await asyncio.to_thread(needs_lenient_tls, address, self._settings.tls):
             return
+        # Imported here: it takes cryptography, 10 MB that few agents need.
         from kiam.tls.tunnel import Tunnel
 
         log.info("the server at %s has a certificate for 'any' usage: TLS is done outside gRPC from now on", address)
@@ -168,7 +172,8 @@ class ServerClient:
         connected = False
         seen = self.channel
         down_since = loop.time()
-        explained_at = probed_at = float("-inf")
+        explained_at = probe_at = float("-inf")
+        pause = _PROBE_AFTER
         while True:
             channel, now = self.channel, loop.time()
             if channel is not seen:
@@ -179,18 +184,16 @@ class ServerClient:
                 if not connected:
                     log.info("connected to the server at %s", address)
                     self._reloader.handshake_ended(accepted=True)
-                connected = True
+                connected, pause = True, _PROBE_AFTER
             else:
                 if connected:
                     log.warning("connection to the server at %s lost", address)
                     connected, down_since = False, now
-                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and now - probed_at >= _PROBE_EVERY:
-                    probed_at = now
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and now >= probe_at:
+                    probe_at, pause = now + pause, min(2 * pause, _PROBE_AFTER_MOST)
                     await self._tunnel_if_needed()
                     continue
                 if now - down_since >= _EXPLAIN_AFTER and now - explained_at >= _EXPLAIN_EVERY:
-                    from kiam.tls.diagnosis import explain_failure
-
                     explained_at = now
                     reason = await asyncio.to_thread(explain_failure, address, self._settings.tls)
                     if reason and self.channel.get_state() is not grpc.ChannelConnectivity.READY:
@@ -203,3 +206,14 @@ class ServerClient:
             # Woken by the channel, by its replacement, and now and then for the explanation.
             await asyncio.wait({watch, self._swapped}, timeout=_EXPLAIN_AFTER, return_when=asyncio.FIRST_COMPLETED)
             watch.cancel()
+
+
+async def _is_listened_to(address: str) -> bool:
+    """Whether a TCP connection to a server's address comes about."""
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(*split_address(address))
+    except (OSError, UserError):  # TimeoutError too
+        return False
+    writer.transport.abort()
+    return True

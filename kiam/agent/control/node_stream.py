@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from grpc import aio
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from kiam import __version__
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient, is_cancelled
+from kiam.pauses import scattered
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
@@ -86,20 +87,23 @@ class StreamFollower:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        retrying = AsyncRetrying(
-            sleep=asyncio.sleep,
-            wait=wait_random_exponential(multiplier=_FIRST_RETRY, max=_LONGEST_RETRY),
-            retry=retry_if_exception_type(StreamLostError),
-        )
         while True:
             try:
-                stream: _Stream = await retrying(self._open)
+                stream = await self._open_at_last()
             except NoStreamsError:
                 self._identities.no_stream()
                 self.settled.set()
                 await asyncio.wait({self._client.swapped}, timeout=_LOOK_AGAIN_SECONDS)
                 continue
             await self._follow(stream)
+
+    async def _open_at_last(self) -> _Stream:
+        """Try until a stream is open. Raises NoStreamsError."""
+        for pause in scattered(_FIRST_RETRY, _LONGEST_RETRY):
+            with contextlib.suppress(StreamLostError):
+                return await self._open()
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses have no end")
 
     async def _open(self) -> _Stream:
         """Open a stream and read its Hello. Raises NoStreamsError and StreamLostError."""

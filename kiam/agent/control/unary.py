@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from grpc import aio
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from kiam.agent.control.channel import ServerClient, is_cancelled
 from kiam.agent.control.grpc_errors import ANSWERED_NOT_READY, Understand, understand, understand_token_error
@@ -25,6 +24,7 @@ from kiam.agent.core.failures import (
 )
 from kiam.agent.core.rendering import render_container_credentials, render_credentials
 from kiam.clocks import Clock
+from kiam.pauses import growing
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
@@ -142,22 +142,16 @@ class UnaryCalls:
         except _WORTH_ASKING_AGAIN:
             pass
         loop = asyncio.get_running_loop()
-
-        def out_of_time(state: RetryCallState) -> bool:
-            return loop.time() + state.upcoming_sleep >= deadline
-
-        async def attempt() -> tuple[T, float]:
-            # The method is taken anew each time: the certificates may have been replaced meanwhile.
-            return await self._once(method(), request, deadline, understand)
-
-        retrying = AsyncRetrying(
-            sleep=asyncio.sleep,
-            wait=wait_exponential(multiplier=_FIRST_RETRY, max=_LONGEST_RETRY),
-            stop=out_of_time,
-            retry=retry_if_exception_type(_WORTH_ASKING_AGAIN),
-            reraise=True,
-        )
-        return await retrying(attempt)
+        pauses = growing(_FIRST_RETRY, _LONGEST_RETRY)
+        while True:
+            try:
+                # The method is taken anew each time: the certificates may have been replaced meanwhile.
+                return await self._once(method(), request, deadline, understand)
+            except _WORTH_ASKING_AGAIN:
+                pause = next(pauses)
+                if loop.time() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
 
     async def _once(
         self,

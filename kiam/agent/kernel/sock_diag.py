@@ -10,7 +10,7 @@ import sys
 import threading
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from kiam.agent.kernel.netlink import NLM_F_REQUEST, request, split
+from kiam.netlink import NLM_F_REQUEST, request, split
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,12 +17,18 @@ from kiam.dataplane.ebpf import bpf
 from kiam.dataplane.ebpf.node import kernel_lacks
 from kiam.dataplane.ebpf.state import PREFIX, UPLINK_HOOK
 from kiam.dataplane.egress import find_uplinks
+from kiam.netlink import Conversation, Message, RefusedError, read_attributes
 
 _F_BEFORE = 1 << 3
 """linux/bpf.h: ahead of the programs that are there, one of which may end the chain."""
 _CLSACT_EGRESS = "ffff:fff3"
 """TC_H_CLSACT and TC_H_MIN_EGRESS, linux/pkt_sched.h."""
 _CLSACT_PARENTS = (0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3)
+_NEWTFILTER, _GETTFILTER = 44, 46
+"""linux/rtnetlink.h"""
+_TCMSG = struct.Struct("=BxxxiIII")
+"""struct tcmsg: family, interface, handle, parent, info."""
+_TCA_OPTIONS, _TCA_BPF_NAME = 2, 7
 _PRIORITY = 1
 _ETH_P_ALL = 0x0003
 """linux/if_ether.h; pyroute2 puts it into network byte order."""
@@ -42,7 +49,7 @@ class Uplink:
 
 @contextmanager
 def _routing() -> Iterator[Any]:
-    # Imported here: pyroute2 is some 15 MB, which the agent can do without.
+    # Imported here, where something is changed: pyroute2 is some 10 MB, which an agent that looks can do without.
     from pyroute2 import IPRoute
 
     with IPRoute() as routing:
@@ -133,27 +140,37 @@ def _attach_tcx(index: int, program: int) -> None:
 class _Filter:
     index: int
     handle: int
+    name: str
+    """Of its program; empty if it has none."""
 
 
 def _our_filters() -> list[_Filter]:
-    found = []
-    with _routing() as routing:
-        for index, _ in socket.if_nameindex():
-            for one in _filters(routing, index, _CLSACT_PARENTS[2]):
-                options = one.get_attr("TCA_OPTIONS")
-                if options is not None and str(options.get_attr("TCA_BPF_NAME") or "").startswith(PREFIX):
-                    found.append(_Filter(index, int(one["handle"])))
-    return found
+    with Conversation(socket.NETLINK_ROUTE) as kernel:
+        return [
+            one
+            for index, _ in socket.if_nameindex()
+            for one in _filters(kernel, index, _CLSACT_PARENTS[2])
+            if one.name.startswith(PREFIX)
+        ]
 
 
-def _filters(routing: Any, index: int, parent: int) -> list[Any]:
+def _filters(kernel: Conversation, index: int, parent: int) -> list[_Filter]:
     try:
-        # An entry without a handle describes the chain's priority, not a filter.
-        return [one for one in routing.get_filters(index, parent=parent) if one["handle"]]
-    except Exception as error:  # pyroute2's NetlinkError has no common base with OSError
-        if getattr(error, "code", None) in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
+        messages = list(kernel.dump(_GETTFILTER, _TCMSG.pack(socket.AF_UNSPEC, index, 0, parent, 0)))
+    except RefusedError as error:
+        if error.errno in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
             return []  # no clsact there, or the device is gone
         raise
+    found = (_read_filter(message) for message in messages if message.kind == _NEWTFILTER)
+    # An entry without a handle describes the chain's priority, not a filter.
+    return [one for one in found if one.handle]
+
+
+def _read_filter(message: Message) -> _Filter:
+    _, index, handle, _, _ = _TCMSG.unpack_from(message.data, message.start)
+    options = message.attributes(_TCMSG.size).get(_TCA_OPTIONS, b"")
+    name = read_attributes(options, 0, len(options)).get(_TCA_BPF_NAME, b"")
+    return _Filter(index, handle, name.rstrip(b"\0").decode("utf-8", "replace"))
 
 
 def _has_clsact(routing: Any, index: int) -> bool:
@@ -195,6 +212,7 @@ def _delete_filter(one: _Filter) -> None:
             prio=_PRIORITY,
             protocol=_ETH_P_ALL,
         )
-        others = [other for parent in _CLSACT_PARENTS for other in _filters(routing, one.index, parent)]
+        with Conversation(socket.NETLINK_ROUTE) as kernel:
+            others = [other for parent in _CLSACT_PARENTS for other in _filters(kernel, one.index, parent)]
         if one.handle == _HANDLE_OUR_QDISC and not others:
             routing.tc("del", "clsact", one.index)

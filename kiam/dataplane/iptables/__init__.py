@@ -5,10 +5,10 @@ What the rules are is in :mod:`kiam.dataplane.iptables.rules`; this module reads
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
+from itertools import islice
 
 from kiam.dataplane.addresses import check_addresses, is_local
 from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
@@ -42,7 +42,9 @@ from kiam.netfilter.iptables import (
     require_programs,
     tool_name,
 )
+from kiam.netfilter.iptables_chains import delete_if_empty, missing
 from kiam.netfilter.xtables import Ruleset, Table
+from kiam.pauses import scattered
 
 EGRESS = EgressGuard("kiam_iptables")
 _BACKENDS = (IptablesBackend.NFT, IptablesBackend.LEGACY)
@@ -53,19 +55,19 @@ def _families() -> tuple[bool, ...]:
     return (True, False) if has_ipv6() else (False,)
 
 
+_ATTEMPTS = 8
+
+
 def _retry_when_rules_change(work: Callable[[], None]) -> None:
     # Every attempt reads the rules anew: another program may have written between the reading and the writing.
-    try:
-        for attempt in Retrying(
-            retry=retry_if_exception_type(RulesChangedError),
-            stop=stop_after_attempt(8),
-            wait=wait_random(0.01, 0.2),
-            reraise=True,
-        ):
-            with attempt:
-                work()
-    except RulesChangedError as error:
-        raise UserError(f"another program keeps changing the iptables rules meanwhile: try again ({error})") from error
+    for pause in islice(scattered(0.2, 0.2), _ATTEMPTS):
+        try:
+            work()
+            return
+        except RulesChangedError as error:
+            last = error
+        time.sleep(pause)
+    raise UserError(f"another program keeps changing the iptables rules meanwhile: try again ({last})") from last
 
 
 def _save(programs: Programs) -> Ruleset:
@@ -212,8 +214,6 @@ def _remove_table(programs: Programs, name: str, table: Table) -> None:
     made = made_by_us(table)
     programs.restore(script)
     if made and programs.backend is IptablesBackend.NFT:
-        from kiam.netfilter.iptables_chains import delete_if_empty
-
         delete_if_empty(name, made, programs.ipv6)
 
 
@@ -274,7 +274,4 @@ def _missing_chains(programs: Programs, table: str, chains: frozenset[str]) -> f
     """What iptables-nft is about to make of a table: ``table`` and built-in chains."""
     if programs.backend is not IptablesBackend.NFT:
         return frozenset()
-    # pyroute2 takes long to import, and this is needed once in a node's life.
-    from kiam.netfilter.iptables_chains import missing
-
     return missing(table, chains, programs.ipv6)

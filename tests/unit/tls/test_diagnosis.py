@@ -13,7 +13,8 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from kiam.errors import UserError
-from kiam.tls.diagnosis import diagnose, explain_failure, needs_lenient_tls, split_address
+from kiam.tls import split_address
+from kiam.tls.diagnosis import diagnose, explain_failure, needs_lenient_tls
 from kiam.tls.issue import Issued
 from tests.unit.tls.files import Authority, days, grpc_server, write
 

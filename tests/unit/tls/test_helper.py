@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from kiam.errors import ErrorKind, UserError
-from kiam.tls import helper
+from kiam.tls import diagnosis, helper
 from kiam.tls.certificates import load_summary
 from kiam.tls.helper import load_in_helper
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
 from tests.unit.tls.files import Authority, days, write
+from tests.unit.tls.test_diagnosis import serving
 
 AUTHORITY = Authority.make()
 OTHER = Authority.make()
@@ -60,6 +62,32 @@ def test_a_helper_that_fails_leaves_the_old_material_in_use(
     with pytest.raises(UserError) as refused:
         TLSReloader(write(tmp_path, GOOD, AUTHORITY.pem), Side.CLIENT, load_in_helper)
     assert refused.value.kind is ErrorKind.OTHER
+
+
+@pytest.mark.parametrize("shown", ["good", "another authority's", "for any usage"])
+def test_the_same_is_said_of_a_server_as_in_this_process(tmp_path: Path, shown: str) -> None:
+    issued = {
+        "good": AUTHORITY.sign("kiam-server"),
+        "another authority's": OTHER.sign("kiam-server"),
+        "for any usage": AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]),
+    }[shown]
+    files = write(tmp_path, GOOD, AUTHORITY.pem)
+    with serving(issued, AUTHORITY.pem) as port:
+        address = f"localhost:{port}"
+        here, there = diagnosis.explain_failure(address, files), helper.explain_failure(address, files)
+        assert helper.needs_lenient_tls(address, files) is (shown == "for any usage")
+    assert (here is None) is (shown != "another authority's")
+    assert (there and (there.what, there.fix, there.kind)) == (here and (here.what, here.fix, here.kind))
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "print('{')", "print('{}')", "print('[]')"])
+def test_a_helper_that_fails_is_said_and_changes_nothing(
+    tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write(tmp_path, GOOD, AUTHORITY.pem)
+    monkeypatch.setattr(helper, "_ARGV", (sys.executable, "-c", program))
+    assert "the process that inspects the certificates failed" in str(helper.explain_failure("localhost:1", files))
+    assert not helper.needs_lenient_tls("localhost:1", files)
 
 
 def test_an_agent_holds_no_library_for_certificates() -> None:
