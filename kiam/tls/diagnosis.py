@@ -248,6 +248,12 @@ class _Client:
                 f"--ca {self._files.ca} ({listed})",
                 "put the server's authority there, or issue its certificate anew",
             )
+        if not (certificate.dns_names or certificate.ip_addresses):
+            return _wrong(
+                f"{what}, {until}, has no subject alternative names; those are compared with '{self._host}', "
+                "and never the common name",
+                "issue it with the server's DNS names",
+            )
         if not certificate.covers(self._host):
             return _wrong(
                 f"{what}, {until}, is for {certificate.names} and not for '{self._host}'",

@@ -75,6 +75,12 @@ def test_wrong_host_lists_the_names_it_is_for(tmp_path: Path) -> None:
     assert f"valid until {when(wrong)}" in problem
 
 
+def test_common_name_is_no_host_name_and_the_reason_says_so(tmp_path: Path) -> None:
+    with serving(AUTHORITY.sign("localhost", [])) as port:
+        problem = explain(tmp_path, port)
+    assert "has no subject alternative names; those are compared with 'localhost', and never the common name" in problem
+
+
 def test_wrong_authority_names_both_and_their_dates(tmp_path: Path) -> None:
     stranger = Authority.make("stranger")
     wrong = stranger.sign("kiam-server")
