@@ -71,7 +71,7 @@ class Limits:
     passed_response: int = 1024 * 1024
     """Longest response of the real service that is passed on; user data is at most 16 KB."""
     passed_per_second: float = 50.0
-    """Requests of one address that are passed on; the real service takes some 1,000 packets a second from a node."""
+    """Requests of one client that are passed on; the real service takes some 1,000 packets a second from a node."""
     passed_burst: int = 100
     """So many of them at once, after a pause."""
     header_time: float = 5.0
@@ -81,9 +81,11 @@ class Limits:
     stall_time: float = 10.0
     """How long a client may leave an answer unread."""
     connections: int = 512
-    """Open connections of one address."""
+    """Open connections of one client (:func:`kiam.agent.http.messages.asker_of`)."""
+    all_connections: int = 8192
+    """Open connections of all clients; an idle one takes some 5 KB."""
     waiting: int = 512
-    """Requests of one address that wait for the server or the real service at the same time."""
+    """Requests of one client that wait for the server or the real service at the same time."""
 
 
 @dataclass(frozen=True, slots=True)

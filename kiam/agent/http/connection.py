@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from kiam.agent.http.listener import original_destination
-from kiam.agent.http.messages import Request, Response, encode, recognise, text
+from kiam.agent.http.messages import Request, Response, asker_of, encode, recognise, text
 from kiam.agent.http.paths import normalise_address
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_body", "_body_use", "_deadline", "_drained", "_fields", "_head_size", "_in_message", "_is_ending",
         "_is_expected", "_is_paused", "_loop", "_parser", "_peer", "_queue", "_request", "_server", "_stalled",
-        "_tail_size", "_task", "_timer", "_timer_at", "_transport", "_url", "client_address", "client_uid",
+        "_tail_size", "_task", "_timer", "_timer_at", "_transport", "_url", "asker", "client_address", "client_uid",
     )  # fmt: skip
 
     def __init__(self, server: PodServer) -> None:
@@ -89,21 +89,19 @@ class Connection(asyncio.Protocol):
         self._begin()
         self.client_address = ""
         self.client_uid: str | None = None
+        self.asker = ""
 
     # ---- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let the client in, unless it has too many connections already."""
+        """Let the client in."""
         self._transport = cast(asyncio.Transport, transport)
         self._peer = transport.get_extra_info("peername")
         self.client_address = normalise_address(self._peer[0]) if self._peer else ""
-        refusal = None if self._server.enter(self) else "too many connections"
         if self.client_address.startswith(_LINK_LOCAL):
             # Which attack: a pod that may send raw packets has as many of these as it likes, each good for connections
             # and waiting requests like a pod's own. No pod is known by one, so nothing is lost.
-            refusal = "link-local address"
-        if refusal is not None:
-            self._server.refused(refusal)
+            self._server.refused("link-local address")
             self._is_ending = True
             transport.close()
             return
@@ -115,6 +113,8 @@ class Connection(asyncio.Protocol):
                 (normalise_address(here[0]), here[1]),
                 original_destination(transport.get_extra_info("socket"), self.client_address),
             )
+        self.asker = asker_of(self.client_address, self.client_uid)
+        self._server.enter(self)
         self._expect(self._server.limits.header_time, is_expected=True)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -91,6 +91,6 @@ class ContainerAnswers:
             raise not_yet_certain()
         deadline = asyncio.get_running_loop().time() + REQUEST_BUDGET
         return await self._waiting.wait(
-            request.client,
+            request.asker,
             lambda: self._calls.container_credentials(tokens[0].strip(), request.client, request.uid or "", deadline),
         )

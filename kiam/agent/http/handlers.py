@@ -140,7 +140,7 @@ class Handlers:
             _, body = found
         else:
             body = await self._waiting.wait(
-                request.client,
+                request.asker,
                 lambda: (
                     identities.credentials(address, role, deadline, uid)
                     if role
@@ -157,7 +157,7 @@ class Handlers:
             async with asyncio.timeout_at(started + REQUEST_BUDGET):
                 if query_value(target.query, "deep"):
                     message = await self._waiting.wait(
-                        request.client, lambda: self._identities.server_health(started + REQUEST_BUDGET)
+                        request.asker, lambda: self._identities.server_health(started + REQUEST_BUDGET)
                     )
                     if message != "ok":
                         status, line = 500, f"the server says: {message}"
@@ -181,7 +181,7 @@ class Handlers:
             own_token = self._tokens.replaces(request, target)
             self._limit_rate(request)
         return await self._waiting.wait(
-            request.client, lambda: self._passing_on.handle(request, target, own_token=own_token)
+            request.asker, lambda: self._passing_on.handle(request, target, own_token=own_token)
         )
 
     def _address(self, request: Request, target: Target) -> str:
@@ -193,7 +193,7 @@ class Handlers:
     def _limit_rate(self, request: Request) -> None:
         """Which attack: the real service drops packets above some 1,000 a second, whoever of the node sent them, so a
         pod that asks without end would keep the others from theirs, and /health from the instance's id."""
-        if not self._passed_on.admit(request.client, asyncio.get_running_loop().time()):
+        if not self._passed_on.admit(request.asker, asyncio.get_running_loop().time()):
             self._metrics.refused_connections.labels("too many passed on").inc()
             raise TooManyWaiting("too many requests of yours for the instance metadata service; try again")
 

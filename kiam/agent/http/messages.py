@@ -15,6 +15,8 @@ from kiam.agent.settings import Limits
 
 TEXT = "text/plain; charset=utf-8"
 SERVER = "kiam"
+LOOPBACK = "127."
+"""How the addresses of 127.0.0.0/8 begin, which are one client."""
 TOKEN_FIELD = "x-aws-ec2-metadata-token"  # noqa: S105  # a field's name
 _LONGEST_PLAIN = 2048
 _MOST_PLAIN_FIELDS = Limits().fields
@@ -22,6 +24,15 @@ _WITHOUT_LENGTH = frozenset({204, 304})
 _REASONS = {int(status): status.phrase for status in HTTPStatus}
 # Targets repeat: every SDK of every pod asks the same few. Refusals raise, and are not kept.
 target_of = lru_cache(maxsize=1024)(parse_target)
+
+
+def asker_of(address: str, uid: str | None) -> str:
+    """Who shares one allowance of connections and requests: a pod if the kernel says which, else an address.
+
+    Which attack: pods on the host network share the node's address, so that one could use up what the others have, and
+    kubelet; and each of them has all of 127.0.0.0/8.
+    """
+    return uid or (LOOPBACK if address.startswith(LOOPBACK) else address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,11 @@ class Request:
     body: bytes = b""
     uid: str | None = None
     """The UID of the pod whose socket the kernel says it is; None: it doesn't say."""
+
+    @property
+    def asker(self) -> str:
+        """Whose allowance the request is taken from: :func:`asker_of`."""
+        return asker_of(self.client, self.uid)
 
     def values(self, name: str) -> list[str]:
         """The values of every field of a name in lower case."""

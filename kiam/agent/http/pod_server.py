@@ -41,8 +41,9 @@ class PodServer:
         self.limits = limits
         self.peers = peers
         self._metrics = metrics
-        self._connections: set[Connection] = set()
-        self._clients: dict[str, int] = {}
+        # Of each client the oldest first.
+        self._clients: dict[str, dict[Connection, None]] = {}
+        self._open = 0
         self._empty = asyncio.Event()
         self._empty.set()
         self.date = HttpDate().now
@@ -56,26 +57,40 @@ class PodServer:
         """Count a connection or request that was cut."""
         self._metrics.refused_connections.labels(reason).inc()
 
-    def enter(self, connection: Connection) -> bool:
-        """Count a connection in; False if its client has too many. Each call is paired with :meth:`leave`."""
-        address = connection.client_address
-        open_connections = self._clients.get(address, 0) + 1
-        self._clients[address] = open_connections
-        self._connections.add(connection)
+    def enter(self, connection: Connection) -> None:
+        """Count a connection in; each call is paired with :meth:`leave`. If it is one too many, another one ends.
+
+        That is the oldest of the same client. Not the new one: kubelet, which probes the agent, and every process of
+        the node's that the kernel doesn't say the pod of share an address, and any of them could lock the others out.
+        Or, if all clients together have too many, the oldest of the one that has most: a pod that forges addresses is
+        many clients, each with a few.
+        """
+        own = self._clients.setdefault(connection.asker, {})
+        own[connection] = None
+        self._open += 1
         self._empty.clear()
-        return open_connections <= self.limits.connections
+        if len(own) > self.limits.connections:
+            self._end_oldest(own)
+        elif self._open > self.limits.all_connections:
+            self._end_oldest(max(self._clients.values(), key=len))
 
     def leave(self, connection: Connection) -> None:
-        """Count a connection out."""
-        self._connections.discard(connection)
-        address = connection.client_address
-        left = self._clients[address] - 1
-        if left:
-            self._clients[address] = left
-        else:
-            del self._clients[address]
+        """Count a connection out, unless that has been done."""
+        own = self._clients.get(connection.asker, {})
+        if connection not in own:
+            return
+        del own[connection]
+        self._open -= 1
+        if not own:
+            del self._clients[connection.asker]
             if not self._clients:
                 self._empty.set()
+
+    def _end_oldest(self, connections: dict[Connection, None]) -> None:
+        oldest = next(iter(connections))
+        self.leave(oldest)
+        self.refused("too many connections")
+        oldest.close()
 
     async def drain(self, seconds: float) -> None:
         """Wait until the open connections are gone, at most so long, then close what is left.
@@ -86,5 +101,5 @@ class PodServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
-        for connection in list(self._connections):
+        for connection in [connection for own in self._clients.values() for connection in own]:
             connection.close()

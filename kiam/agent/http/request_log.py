@@ -58,7 +58,7 @@ class RefusalLog:
 
     def tell(self, request: Request, failure: RequestFailure, identities: PodIdentities) -> None:
         """Log one, if it is news."""
-        is_news = failure.status != 404 and self._is_news(f"{request.client} {failure.status}")
+        is_news = failure.status != 404 and self._is_news(f"{request.asker} {failure.status}")
         level = logging.WARNING if is_news else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, "request refused: %s", failure, extra=log_fields(request, failure.status, identities))

@@ -104,7 +104,7 @@ class ContainerCredentials:
 
         Raises RefusedError, UnknownPodError, ApiAwayError.
         """
-        bound = await self._told(self._reviewer.review(question.token, question.address), hold)
+        bound = await self._told(self._reviewer.review(question.token, question.uid or question.address), hold)
         pod = await self._pod(question, bound, arrivals, hold)
         role = pod.role or await self._told(self._accounts.role(bound.namespace, bound.service_account), hold)
         if not role:

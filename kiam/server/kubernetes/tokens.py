@@ -130,7 +130,7 @@ class _Shared:
 
 
 class _Lane:
-    """The reviews for one address: one at a time."""
+    """The reviews for one asker: one at a time."""
 
     __slots__ = ("length", "turn")
 
@@ -154,9 +154,9 @@ class TokenReviewer:
     async def review(self, token: str, asker: str) -> BoundToken:
         """Who a token is. Raises TokenRefusedError; KubeError when the API can't say.
 
-        ``asker``: the address it came from. Which attack: a pod makes up tokens by the thousand, which only the API can
-        tell from good ones, to hold up all other pods. It holds up itself: an address has one review at
-        a time, and one that nobody waits for any more isn't asked for.
+        ``asker``: the UID of the pod it came from, or the address if that is all that is known. Which attack: a pod
+        makes up tokens by the thousand, which only the API can tell from good ones, to hold up all other pods. It holds
+        up itself: an asker has one review at a time, and one that nobody waits for any more isn't asked for.
         """
         expires, _ = read_claims(token)
         now = self._now()

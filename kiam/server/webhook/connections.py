@@ -21,8 +21,8 @@ from kiam.server.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
-MOST = 256
-"""Connections at a time; the API server keeps a few open."""
+MOST = 128
+"""Connections at a time; the API server keeps a few open. One can make the TLS library and aiohttp hold a megabyte."""
 BACKLOG = 256
 ACCEPTS_AT_A_TIME = 64
 """Then the event loop gets its turn."""

@@ -36,6 +36,7 @@ LIMITS = Limits(
     idle_time=30,
     stall_time=30,
     connections=4,
+    all_connections=40,
     waiting=2,
     body=1000,
     passed_response=2000,
@@ -46,6 +47,7 @@ HASTY = replace(LIMITS, header_time=0.3, idle_time=0.5, stall_time=0.3)
 """Only for what waits for them: on a busy machine a client may be slower than this."""
 hasty = pytest.mark.parametrize("limits", [HASTY], indirect=True, ids=["hasty"])
 
+PING = b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 ROLE = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -128,7 +130,9 @@ def limits(request: pytest.FixtureRequest) -> Limits:
 
 
 @pytest.fixture
-async def bench(limits: Limits) -> AsyncIterator[Bench]:
+async def bench(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    # Pods have addresses of 127.0.0.0/8 here.
+    monkeypatch.setattr("kiam.agent.http.messages.LOOPBACK", "none of these")
     loop = asyncio.get_running_loop()
     registry, held, seen, answering = CollectorRegistry(), Held(), list[bytes](), list[Bench]()
     metrics = AgentMetrics(registry)
@@ -204,8 +208,11 @@ async def test_idle_connections_are_closed_later(bench: Bench) -> None:
 
 async def test_a_client_has_only_so_many_connections_and_others_are_not_hurt(bench: Bench) -> None:
     connections = [await bench.connect("127.0.0.2") for _ in range(LIMITS.connections)]
-    assert await bench.send(ROLE, "127.0.0.2") == b""
     reader, writer = await bench.connect("127.0.0.1")
+    assert b"pong" in await bench.send(PING, "127.0.0.2")
+    # Its oldest had to go for that, and nobody else's.
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(connections[0][0].read(), 10) == b""
     writer.write(ROLE)
     assert (await reader.readuntil(b"app")).startswith(b"HTTP/1.1 200 ")
     for _, open_writer in connections:
@@ -373,6 +380,50 @@ async def test_client_that_reads_nothing_is_cut() -> None:
         )
     server.close()
     await pods.drain(1)
+
+
+def enter(pods: PodServer, address: str, pod: str | None = None) -> Mock:
+    """Connect from an address; the transport. The kernel says which pod it is."""
+    transport = Mock(spec=asyncio.Transport)
+    ends = {
+        "peername": (address, 40000),
+        "sockname": ("192.0.2.10", 8181),
+        "socket": Mock(getsockopt=lambda *_: bytes(16)),
+    }
+    transport.get_extra_info.side_effect = ends.get
+    pods.peers = Mock(uid_of=Mock(return_value=pod))
+    connection = pods()
+    transport.abort.side_effect = lambda: connection.connection_lost(None)
+    connection.connection_made(transport)
+    return transport
+
+
+@pytest.fixture
+def pods() -> PodServer:
+    return PodServer(Big(), LIMITS, AgentMetrics(CollectorRegistry()))
+
+
+async def test_pods_that_share_the_nodes_address_share_no_allowance(pods: PodServer) -> None:
+    thiefs = [enter(pods, "192.0.2.10", "thief") for _ in range(20)]
+    others = [enter(pods, "192.0.2.10", pod) for pod in ("victim", None)]
+    thiefs += [enter(pods, "192.0.2.10", "thief") for _ in range(20)]
+    assert sum(not thief.abort.called for thief in thiefs) == LIMITS.connections
+    assert not any(other.abort.called for other in others)
+
+
+async def test_all_loopback_addresses_are_one_client(pods: PodServer) -> None:
+    opened = [enter(pods, f"127.0.{number}.1") for number in range(20)]
+    assert sum(not transport.abort.called for transport in opened) == LIMITS.connections
+
+
+async def test_of_too_many_connections_in_all_those_of_whoever_has_most_go(pods: PodServer) -> None:
+    victims = [enter(pods, f"203.0.113.{number}") for number in range(20)]
+    forged = [enter(pods, f"198.51.100.{number}") for number in range(8) for _ in range(5)]
+    assert not any(victim.abort.called for victim in victims)
+    open_now = [transport for transport in victims + forged if not transport.abort.called]
+    assert len(open_now) == LIMITS.all_connections
+    await pods.drain(0)
+    assert all(transport.abort.called for transport in open_now)
 
 
 def test_pods_with_many_connections_leave_descriptors_for_the_others(tmp_path: Path, pki: Pki) -> None:

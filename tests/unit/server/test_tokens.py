@@ -6,9 +6,11 @@ import asyncio
 import base64
 import json
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
+from kiam.server.grpc.container_credentials import ContainerCredentials, Question, RefusedError
 from kiam.server.kubernetes.tokens import AUDIENCE, MOST_AT_ONCE, TokenRefusedError, TokenReviewer
 from tests.sandbox.process import until
 
@@ -70,6 +72,15 @@ async def test_an_address_with_many_tokens_has_one_review_at_a_time() -> None:
     api.answers.set()
     outcomes = await asyncio.gather(*flood, *others, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {TokenRefusedError}
+
+
+async def test_pods_that_share_the_nodes_address_are_askers_of_their_own() -> None:
+    reviewer = Mock(review=AsyncMock(side_effect=TokenRefusedError("no")))
+    credentials = ContainerCredentials(reviewer, Mock(), Mock(), Mock())
+    for uid in ("one", "two", ""):
+        with pytest.raises(RefusedError):
+            await credentials.grant(Question("token", "192.0.2.10", uid, None), Mock(), Mock(left=lambda: 5.0))
+    assert [call.args[1] for call in reviewer.review.await_args_list] == ["one", "two", "192.0.2.10"]
 
 
 async def test_one_asker_that_leaves_takes_nothing_from_the_others_who_wait() -> None:
