@@ -27,6 +27,9 @@ from kiam.server.policy.permitted import Refusal
 
 MOST_EVENTS_FOR_FAILURE = 20
 """Pods of one identity and node that get an Event for one failed AssumeRole."""
+MOST_OF_NODE = 8
+"""Streams open for one node: its agent has one, a second one beside it for a moment, and so has the agent of its next
+release while one takes over from the other."""
 LONGEST_VERSION = 64
 """Characters kept of what an agent calls its version."""
 
@@ -99,6 +102,11 @@ class NodeStream:
         """Credentials were issued, or could not be."""
         self._identities[identity] = None
         self._marked()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether :meth:`end` was called."""
+        return self._ended
 
     def end(self) -> None:
         """Let :meth:`wait` return False."""
@@ -243,7 +251,12 @@ class NodeStreams:
         stream = NodeStream(self, node_name, host_ip, request, peer)
         self._open.add(stream)
         index, key = self._place(stream)
-        index.setdefault(key, set()).add(stream)
+        streams = index.setdefault(key, set())
+        # Which attack: with one node's stolen key somebody opens streams until the memory of the server is full, each
+        # with all that it says it holds. Those ended already go when their call is over.
+        if len(current := [other for other in streams if not other.is_ended]) >= MOST_OF_NODE:
+            min(current, key=lambda other: other.opened_at).end()
+        streams.add(stream)
         if stream.host_network_pods:
             self.pods.want_host_network(key)
         stream.start()

@@ -9,7 +9,7 @@ import pytest
 from grpc import aio
 
 from kiam.rpc import kiam_pb2
-from tests.integration.server.conftest import Sandbox
+from tests.integration.server.conftest import Client, Sandbox, Watch
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApi, namespace, pod
 from tests.sandbox.process import until
@@ -55,6 +55,24 @@ async def test_first_pod_of_a_node_known_by_address_only_is_pushed(sandbox: Sand
     assert not watch.pods
     kube.apply(pod("first", "10.0.9.1", "role-a", node="n9", host_address="192.0.2.9"))
     await watch.until(lambda: "first" in watch.pods)
+
+
+async def opened(client: Client, node: str) -> Watch:
+    watch = client.watch(node_name=node)
+    await watch.snapshot()
+    return watch
+
+
+async def test_of_too_many_streams_for_one_node_the_oldest_ends(sandbox: Sandbox, kube: KubeApi) -> None:
+    client = await sandbox.connect(await sandbox.start())
+    other, *watches = [await opened(client, node) for node in ("n2", *["n1"] * 9)]
+    with pytest.raises(aio.AioRpcError) as failed:
+        await watches[0].until(lambda: False)
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    kube.apply(pod("late", "10.0.0.3", "role-a", node="n1", host_address="192.0.2.1"))
+    await watches[1].until(lambda: "late" in watches[1].pods)
+    kube.apply(pod("late-elsewhere", "10.0.1.3", "role-a", node="n2", host_address="192.0.2.2"))
+    await other.until(lambda: "late-elsewhere" in other.pods)
 
 
 async def test_stream_for_no_node_is_refused(sandbox: Sandbox) -> None:
