@@ -27,8 +27,9 @@ _SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
 def listen(port: int) -> socket.socket:
     """Listen on a port of every address, IPv4 and (where the node has it) IPv6.
 
-    With SO_REUSEPORT, so that a new agent can start before the old one has stopped; the kernel lets only processes of
-    the same user share a port, so no pod can join. Raises UserError when somebody else has it.
+    With SO_REUSEPORT, so that a new agent can start before the old one has stopped. The kernel lets only processes of
+    the same user and network namespace share a port: no pod but one on the host network that runs as root
+    (docs/security.md, "Pods on the host network that run as root"). Raises UserError when somebody else has it.
     """
     dual = socket.has_dualstack_ipv6()
     # As the conventional agent; pods come from anywhere.
