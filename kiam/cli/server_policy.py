@@ -6,7 +6,14 @@ import argparse
 import re
 
 from kiam.cli.options import add_boolean, flag_type
-from kiam.server.settings import PolicySettings, SessionSettings, TagScope, cluster_name_problem, template_problem
+from kiam.server.settings import (
+    PolicySettings,
+    RestrictionFormat,
+    SessionSettings,
+    TagScope,
+    cluster_name_problem,
+    template_problem,
+)
 
 _BASE_ARN = re.compile(r"arn:[^:\s]+:iam::\d+:role/\S*")
 
@@ -71,6 +78,12 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
         False,
         "let a namespace permit by kube2iam's iam.amazonaws.com/allowed-roles too",
     )
+    parser.add_argument(
+        "--namespace-restriction-format",
+        choices=[known.value for known in RestrictionFormat],
+        default=RestrictionFormat.GLOB.value,
+        help="with --kube2iam-annotations: how allowed-roles are written; expressions are matched as 'permitted' is",
+    )
 
 
 def add_sessions(parser: argparse.ArgumentParser) -> None:
@@ -117,4 +130,8 @@ def sessions(arguments: argparse.Namespace) -> SessionSettings:
 
 def policy(arguments: argparse.Namespace) -> PolicySettings:
     """The flags about what namespaces permit."""
-    return PolicySettings(arguments.default_permitted, arguments.kube2iam_annotations)
+    return PolicySettings(
+        arguments.default_permitted,
+        arguments.kube2iam_annotations,
+        RestrictionFormat(arguments.namespace_restriction_format),
+    )

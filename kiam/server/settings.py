@@ -67,6 +67,13 @@ def needs_cluster(settings: SessionSettings) -> bool:
     )
 
 
+class RestrictionFormat(enum.StrEnum):
+    """How kube2iam's ``allowed-roles`` are written (``--namespace-restriction-format``, a flag of kube2iam's)."""
+
+    GLOB = "glob"
+    REGEXP = "regexp"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
     """The flags about what namespaces permit."""
@@ -75,6 +82,7 @@ class PolicySettings:
     """For namespaces without an annotation about it."""
     kube2iam_annotations: bool = False
     """Whether ``allowed-roles`` counts beside ``permitted``."""
+    restriction_format: RestrictionFormat = RestrictionFormat.GLOB
 
 
 @dataclass(frozen=True, slots=True)

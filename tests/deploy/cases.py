@@ -335,6 +335,7 @@ CASES |= {
         r"arn:aws:iam::\d+:role/x: y", _server_arg("default-permitted", r"arn:aws:iam::\d+:role/x: y")
     ),
     "server.kube2iamAnnotations": Case(True, _server_arg("kube2iam-annotations", "")),
+    "server.namespaceRestrictionFormat": Case("regexp", _server_arg("namespace-restriction-format", "regexp")),
     "server.nodeAuthorization": Case(True, _server_arg("node-authorization", "")),
     "server.disableStrictNamespaceRegexp": Case(True, _server_arg("disable-strict-namespace-regexp", "")),
     "server.keepaliveParams.time": Case("30s", _server_arg("grpc-keepalive-time-duration", "30s")),

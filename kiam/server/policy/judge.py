@@ -77,30 +77,30 @@ class Judge:
 
     def decide_namespace(self, namespace: Namespace, arn: str) -> Decision:
         """Whether one of the namespace's annotations permits the role."""
-        globs = namespace.allowed_roles if self.settings.kube2iam_annotations else None
-        if namespace.permitted is None and globs is None:
+        allowed = namespace.allowed_roles if self.settings.kube2iam_annotations else None
+        if namespace.permitted is None and allowed is None:
             return self._evaluator.decide(namespace.name, arn, self.settings.default_permitted)
         decision = None
         if namespace.permitted is not None:
             decision = self._evaluator.decide(namespace.name, arn, namespace.permitted)
-        if globs is not None and (decision is None or (decision.refusal is Refusal.POLICY and not decision.allowed)):
-            decision = self._decide_globs(namespace.name, arn, globs)
+        if allowed is not None and (decision is None or (decision.refusal is Refusal.POLICY and not decision.allowed)):
+            decision = self._decide_allowed_roles(namespace.name, arn, allowed)
         assert decision is not None, "there is one annotation at least"
         return decision
 
-    def _decide_globs(self, namespace: str, arn: str, globs: str) -> Decision:
+    def _decide_allowed_roles(self, namespace: str, arn: str, allowed: str) -> Decision:
         try:
-            expression = allowed_roles_expression(globs, self.base_arn)
+            expression = allowed_roles_expression(allowed, self.base_arn, self.settings.restriction_format)
         except ValueError as error:
             return Decision(
                 False,
-                f"namespace annotation allowed-roles '{shown(globs)}' is invalid: {error}; it permits no role",
+                f"namespace annotation allowed-roles '{shown(allowed)}' is invalid: {error}; it permits no role",
                 Refusal.UNUSABLE,
             )
         decision = self._evaluator.decide(namespace, arn, expression)
         if decision.allowed or decision.refusal is not Refusal.POLICY:
             return decision
-        return Decision(False, f"namespace annotation allowed-roles '{shown(globs)}' forbids role '{arn}'")
+        return Decision(False, f"namespace annotation allowed-roles '{shown(allowed)}' forbids role '{arn}'")
 
 
 def unknown_namespace(pod: Pod) -> Decision:

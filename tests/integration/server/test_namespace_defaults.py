@@ -7,7 +7,7 @@ import json
 import grpc
 import pytest
 
-from kiam.server.settings import PolicySettings
+from kiam.server.settings import PolicySettings, RestrictionFormat
 from tests.integration.server.conftest import Sandbox
 from tests.integration.server.test_unary import refusal
 from tests.sandbox.aws import ROLE_BASE_ARN
@@ -117,6 +117,22 @@ async def test_allowed_roles_of_kube2iam_are_globs(
 ) -> None:
     kube.load([namespace("default", None, allowed_roles(*roles)), pod("a", "10.0.0.1", "app")])
     settings = PolicySettings(default_permitted="", kube2iam_annotations=True)
+    client = await sandbox.connect(await sandbox.start(policy=settings))
+    if allowed:
+        assert (await client.credentials("10.0.0.1", "app")).code == "Success"
+    else:
+        assert await refusal(client.credentials("10.0.0.1", "app")) == FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("roles", "allowed"),
+    [(["a.p"], True), (["other|a+p{2}"], True), (["ap"], False), (["*"], False), (["x)|(?:.*"], False)],
+)
+async def test_allowed_roles_of_kube2iam_are_expressions_if_a_flag_says_so(
+    sandbox: Sandbox, kube: KubeApi, roles: list[str], allowed: bool
+) -> None:
+    kube.load([namespace("default", None, allowed_roles(*roles)), pod("a", "10.0.0.1", "app")])
+    settings = PolicySettings(kube2iam_annotations=True, restriction_format=RestrictionFormat.REGEXP)
     client = await sandbox.connect(await sandbox.start(policy=settings))
     if allowed:
         assert (await client.credentials("10.0.0.1", "app")).code == "Success"

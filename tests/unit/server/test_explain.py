@@ -17,7 +17,7 @@ from kiam.server.policy.explain import Facts, explain, no_pod
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.sessions import Sessions
 from kiam.server.policy.steps import Explanation, Outcome, Step
-from kiam.server.settings import PolicySettings, SessionSettings, TagScope
+from kiam.server.settings import PolicySettings, RestrictionFormat, SessionSettings, TagScope
 
 BASE = "arn:aws:iam::123456789012:role/"
 POD = Pod("u", "ns", "pod", "n1", "192.0.2.1", ("10.0.0.1",), "app", "", "", True, False, False)
@@ -60,7 +60,7 @@ namespaces = st.one_of(
         roles,
     ),
 )
-policies = st.builds(PolicySettings, expressions, st.booleans())
+policies = st.builds(PolicySettings, expressions, st.booleans(), st.sampled_from(RestrictionFormat))
 facts = st.builds(
     Facts,
     st.none() | st.sampled_from(["", " app\n"]),

@@ -10,7 +10,7 @@ import pytest
 
 from kiam.cli.server import configure, make_config
 from kiam.errors import UserError
-from kiam.server.settings import PolicySettings, ServerSettings, SessionSettings, TagScope
+from kiam.server.settings import PolicySettings, RestrictionFormat, ServerSettings, SessionSettings, TagScope
 
 
 def parse(directory: Path, *flags: str) -> ServerSettings:
@@ -104,5 +104,7 @@ def test_values_about_sessions_and_policy_that_cannot_work_are_refused(
 def test_sessions_and_policy_are_read(tmp_path: Path) -> None:
     flags = ("--session={namespace}", "--cluster-name=prod", "--session-tags=pod", "--source-identity={pod}")
     config = parse(tmp_path, BASE, *flags, "--default-permitted=.*", "--kube2iam-annotations")
+    as_expressions = parse(tmp_path, BASE, "--kube2iam-annotations", "--namespace-restriction-format=regexp")
+    assert as_expressions.policy == PolicySettings("", True, RestrictionFormat.REGEXP)
     assert config.sessions == SessionSettings("{namespace}", "prod", TagScope.POD, "{pod}")
     assert config.policy == PolicySettings(".*", True)
