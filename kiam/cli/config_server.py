@@ -11,13 +11,11 @@ from functools import partial
 
 from kiam.cli import server
 from kiam.cli.config_tls import check_files, failed_with, needs
-from kiam.durations import format_duration
 from kiam.errors import ErrorKind, UserError
 from kiam.server.aws.base_arn import DetectionError, detect_base_arn_once
 from kiam.server.aws.contract import STSError
 from kiam.server.aws.sts import BotoSTS
 from kiam.server.kubernetes.api import KubeApi, KubeError
-from kiam.server.settings import TOO_LATE, TOO_LATE_FIX
 from kiam.tls.summary import Side
 from kiam.verify.results import CheckResult, Status, failed, passed, warned
 
@@ -42,10 +40,9 @@ def _check_settings(arguments: argparse.Namespace) -> CheckResult:
         server.check(arguments)
     except UserError as error:
         return failed_with("settings", error, "see kiam server --help")
-    if server.refreshes_late(arguments):
-        return warned(
-            "settings", f"--session-refresh={format_duration(arguments.session_refresh)} {TOO_LATE}", TOO_LATE_FIX
-        )
+    if doubts := list(server.doubts(arguments)):
+        whats, fixes = zip(*doubts, strict=True)
+        return warned("settings", "; ".join(whats), "; ".join(fixes))
     return passed("settings", "the flags go together")
 
 

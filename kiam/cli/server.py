@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -162,9 +163,20 @@ def check(arguments: argparse.Namespace) -> None:
         )
 
 
-def refreshes_late(arguments: argparse.Namespace) -> bool:
-    """Whether pods are handed credentials that current SDKs use past their end."""
-    return arguments.session_refresh is not None and arguments.session_refresh < LEAST_LEFT
+def doubts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """What works, but hardly as it is meant: what it is, and how to fix it."""
+    from kiam.server.policy.sessions import ambiguous_parts
+
+    if arguments.session_refresh is not None and arguments.session_refresh < LEAST_LEFT:
+        yield f"--session-refresh={format_duration(arguments.session_refresh)} {TOO_LATE}", TOO_LATE_FIX
+    for flag, template in (("--session", arguments.session), ("--source-identity", arguments.source_identity)):
+        if (parts := ambiguous_parts(template, arguments.cluster_name)) is not None:
+            first, second = parts
+            yield (
+                f"{flag}={template} gives different pods one name: where {{{first}}} ends and {{{second}}} begins "
+                "can't be told",
+                f"put a character between them that no name has, as in {{{first}}}_{{{second}}}",
+            )
 
 
 def make_config(arguments: argparse.Namespace) -> ServerSettings:
@@ -199,7 +211,7 @@ def run(arguments: argparse.Namespace) -> int:
     log = logging.getLogger(__name__)
     for line in flags_without_effect(arguments):
         log.warning("%s", line)
-    if refreshes_late(arguments):
-        log.warning("--session-refresh=%s %s; %s", format_duration(arguments.session_refresh), TOO_LATE, TOO_LATE_FIX)
+    for what, fix in doubts(arguments):
+        log.warning("%s; %s", what, fix)
     uvloop.run(serve(config))
     return 0

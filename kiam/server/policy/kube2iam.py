@@ -19,7 +19,7 @@ from kiam.server.policy.expressions import literal
 from kiam.server.settings import RestrictionFormat
 
 _ROLES = msgspec.json.Decoder(list[str])
-_TOKEN = re.compile(r"\\Q.*?(?:\\E|\Z)|\\.|\[\^?+\]?+(?:\[:\w*:\]|\\.|[^\]\\])*+\]|.", re.DOTALL)
+_PART = re.compile(r"\\Q.*?(?:\\E|\Z)|\\.|\[\^?+\]?+(?:\[:\w*:\]|\\.|[^\]\\])*+\]|.", re.DOTALL)
 """What a parenthesis is in and means nothing there: a quotation, an escape, a class; or a single character."""
 
 
@@ -61,16 +61,16 @@ def _closed(role: str) -> str:
 
     The attack stopped: within the parentheses around it, ``a)|(?:.*`` would be valid, and permit everything.
     """
-    depth, token = 0, ""
+    depth, part = 0, ""
     # One by one: after a bracket that nothing closes, each further one would be looked for to the end again.
-    for match in _TOKEN.finditer(role):
-        token = match[0]
-        depth += (token == "(") - (token == ")")
-        if depth < 0 or token in ("[", "\\"):
+    for match in _PART.finditer(role):
+        part = match[0]
+        depth += (part == "(") - (part == ")")
+        if depth < 0 or part in ("[", "\\"):
             break
-    if depth or token in ("[", "\\"):
+    if depth or part in ("[", "\\"):
         raise ValueError(f"in '{shown(role)}' something is opened and not closed, or closed and not opened")
-    return role + r"\E" if token.startswith(r"\Q") and not token.endswith(r"\E") else role
+    return role + r"\E" if part.startswith(r"\Q") and not part.endswith(r"\E") else role
 
 
 def _glob(role: str) -> str:

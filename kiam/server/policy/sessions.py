@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from kiam.identity import hashed_name, session_name
+import string
+
+from kiam.identity import hashed_name, session_name, sts_word
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.settings import PLACEHOLDER, SessionSettings, TagScope
+
+_LABEL = frozenset(string.ascii_lowercase + string.digits + "-")
+_SUBDOMAIN = _LABEL | {"."}
+_CHARACTERS = {"namespace": _LABEL, "serviceaccount": _SUBDOMAIN, "pod": _SUBDOMAIN}
+"""Of which the names consist (Kubernetes API, "Object Names and IDs": DNS labels and DNS subdomains)."""
+
+
+def ambiguous_parts(template: str, cluster: str) -> tuple[str, str] | None:
+    """Two placeholders of which it can't be told where the one ends and the other begins; None: there are none such.
+
+    The attack stopped: with ``{namespace}-{pod}``, whoever may make pods in the namespace ``a`` has CloudTrail show the
+    name of pod ``c`` in ``a-b``, by calling one ``b-c``.
+    """
+    text = PLACEHOLDER.sub(lambda match: cluster if match[1] == "cluster" else match[0], template)
+    _, *pieces = PLACEHOLDER.split(text)
+    names, between = pieces[::2], [sts_word(piece) for piece in pieces[1:-1:2]]
+    first, last = 0, len(names) - 1
+    # From either end, a name ends where the first character comes that it can't have.
+    while first < last:
+        if set(between[first]) - _CHARACTERS[names[first]]:
+            first += 1
+        elif set(between[last - 1]) - _CHARACTERS[names[last]]:
+            last -= 1
+        else:
+            return names[first], names[first + 1]
+    return None
 
 
 class Sessions:

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from kiam.cli.server import configure, make_config
+from kiam.cli.server import configure, doubts, make_config
 from kiam.errors import UserError
 from kiam.server.settings import PolicySettings, RestrictionFormat, ServerSettings, SessionSettings, TagScope
 
 
-def parse(directory: Path, *flags: str) -> ServerSettings:
+def arguments_of(directory: Path, *flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     configure(parser)
     for name in ("cert", "key", "ca"):
         (directory / name).touch()
     files = [f"--{name}={directory / name}" for name in ("cert", "key", "ca")]
-    return make_config(parser.parse_args([*files, *flags]))
+    return parser.parse_args([*files, *flags])
+
+
+def parse(directory: Path, *flags: str) -> ServerSettings:
+    return make_config(arguments_of(directory, *flags))
 
 
 BASE = "--role-base-arn=arn:aws:iam::123456789012:role/"
@@ -99,6 +103,18 @@ def test_values_about_sessions_and_policy_that_cannot_work_are_refused(
     with pytest.raises(SystemExit):
         parse(tmp_path, BASE, flag)
     assert says in capsys.readouterr().err
+
+
+def test_what_works_but_hardly_as_it_is_meant_is_said_with_its_fix(tmp_path: Path) -> None:
+    assert list(doubts(arguments_of(tmp_path, BASE, "--session={namespace}.{pod}"))) == []
+    flags = (BASE, "--session-refresh=5m", "--session={namespace}-{pod}", "--source-identity={serviceaccount}.{pod}")
+    found = list(doubts(arguments_of(tmp_path, *flags)))
+    assert [what.partition(" ")[0] for what, _ in found] == [
+        "--session-refresh=5m",
+        "--session={namespace}-{pod}",
+        "--source-identity={serviceaccount}.{pod}",
+    ]
+    assert found[1][1].endswith("as in {namespace}_{pod}")
 
 
 def test_sessions_and_policy_are_read(tmp_path: Path) -> None:
