@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kiam.cli.calls import call, load_grpc, reason
 from kiam.cli.options import add_server_address, add_tls, duration, flag_type, namespace
 from kiam.cli.server_policy import add_base_arn, add_policy, add_sessions, policy, sessions
+from kiam.dataplane.contract import HostNetwork
 from kiam.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="ask no server: read the pod with this, and judge by the flags below, given as the server has them; "
         "empty: as the pod it runs in",
+    )
+    parser.add_argument(
+        "--host-network",
+        type=HostNetwork,
+        choices=tuple(HostNetwork),
+        help="with --kubeconfig: as the agents have it, which decides about pods on the host network",
     )
     add_base_arn(parser)
     add_policy(parser)

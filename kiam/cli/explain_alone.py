@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from kiam.dataplane.contract import HostNetwork
 from kiam.errors import UserError
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.kubernetes.objects import (
@@ -68,13 +69,15 @@ async def explain_alone(
         await api.close()
     if not pods and arguments.pod:
         return [Explanation(arguments.namespace, arguments.pod, no_pod(arguments.namespace, arguments.pod))]
-    return [_explain(wire, namespaces, judge) for wire in pods]
+    return [_explain(wire, namespaces, judge, arguments.host_network) for wire in pods]
 
 
-def _explain(wire: WirePod, namespaces: NamespaceStore, judge: Judge) -> Explanation:
+def _explain(wire: WirePod, namespaces: NamespaceStore, judge: Judge, host_network: HostNetwork | None) -> Explanation:
     pod = read_pod(wire)
     annotations = wire.metadata.annotations
-    facts = Facts(written=annotations.role if annotations is not None else None)
+    # Of pods on the host network, servers tell agents of those alone that are annotated themselves.
+    redirected = None if host_network is None else host_network is HostNetwork.REDIRECT and bool(pod.role)
+    facts = Facts(written=annotations.role if annotations is not None else None, known_by_uid=redirected)
     return Explanation(pod.namespace, pod.name, explain(pod, namespaces.get(pod.namespace), judge, facts))
 
 

@@ -202,7 +202,7 @@ class KubeApi:
         self._configuration, self._rest = configuration, rest
 
     def _complaint(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if not self._kubeconfig:
             what = f"no --kubeconfig, and not in a cluster's pod: {reason}"
             return UserError(what, "give --kubeconfig a path, or run in a pod")

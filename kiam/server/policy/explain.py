@@ -45,7 +45,7 @@ class Facts:
     elsewhere: tuple[str, ...] = ()
     """Such pods on other nodes."""
     known_by_uid: bool | None = None
-    """Whether the agent of a pod on the host network tells such pods apart by UID."""
+    """Whether the agent of a pod on the host network knows it by its UID, as --host-network=redirect has it."""
     stream: bool | None = None
     """Whether the agent of the pod's node has a stream from this server."""
 
@@ -118,10 +118,14 @@ def _host_network(pod: Pod, facts: Facts) -> Iterator[Step]:
         return
     if facts.known_by_uid:
         yield Step("host-network", Outcome.OK, "it is on the host network, and its node's agent knows it by its UID")
-    else:
-        what = "it is on the host network: it gets its own role only where its agent has --host-network=redirect"
-        fix = "set hostNetwork: false in the pod's template; or ask a server, which knows of its agent"
+        return
+    what = "it is on the host network: it gets a role if it is annotated and its agent has --host-network=redirect only"
+    if facts.known_by_uid is None:
+        fix = "give --host-network as the agents have it; or ask a server, which knows of its agent"
         yield Step("host-network", Outcome.UNDECIDED, what, fix)
+    else:
+        fix = "set hostNetwork: false in the pod's template, or give the agents --host-network=redirect and --pod-uid"
+        yield Step("host-network", Outcome.FAILED, what, fix)
 
 
 def _role(pod: Pod, namespace: Namespace | None, facts: Facts) -> Iterator[Step]:

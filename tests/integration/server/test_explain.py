@@ -157,6 +157,27 @@ async def test_command_explains_a_node_and_counts_the_pods_that_name_a_role(
     assert (await kiam("--node=n1", *alone_flags))[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "outcome", "code"),
+    [
+        ("host", [], "undecided", 1),
+        ("host", ["--host-network=ignore"], "failed", 1),
+        ("host", ["--host-network=deny"], "failed", 1),
+        ("host", ["--host-network=redirect"], "ok", 0),
+        ("bare", ["--host-network=redirect"], "failed", 1),
+    ],
+)
+async def test_command_decides_about_the_host_network_by_the_agents_flag(
+    sandbox: Sandbox, alone_flags: list[str], name: str, given: list[str], outcome: str, code: int
+) -> None:
+    role = "role-a" if name == "host" else None
+    sandbox.kube.load([pod(name, "192.0.2.10", role, node="n1", host_network=True)])
+    ended, out, _ = await kiam(name, "--output=json", *alone_flags, *given)
+    (explained,) = json.loads(out)["pods"]
+    assert ended == code
+    assert [step["outcome"] for step in explained["steps"] if step["name"] == "host-network"] == [outcome]
+
+
 async def test_annotation_as_written_is_known_without_a_server(alone_flags: list[str]) -> None:
     _, out, _ = await kiam("a", *alone_flags)
     assert r"iam.amazonaws.com/role is written ' role-a\n', and trimmed" in out
