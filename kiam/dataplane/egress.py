@@ -22,7 +22,9 @@ from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter import nft
+from kiam.netfilter.model import NO_TABLE, Count, Table
 from kiam.netfilter.nft import Json
+from kiam.netfilter.nft_listing import parse_nft_table
 from kiam.netlink import Conversation, RefusedError
 from kiam.routing import default_routes, route_to
 
@@ -140,7 +142,7 @@ class EgressGuard:
     def is_present(self) -> bool:
         """Whether there is a table of ours; not where there is no nft."""
         with suppress(UserError):
-            return nft.list_table(FAMILY, self._table).status == 0
+            return self._listed() is not None
         return False
 
     def problems(self, wanted: WantedState) -> list[str]:
@@ -156,17 +158,12 @@ class EgressGuard:
     def dropped(self) -> int:
         """Packets dropped since the table was made."""
         with suppress(UserError):
-            for entry in nft.list_table(FAMILY, self._table).objects:
-                if "counter" in entry:
-                    return int(entry["counter"]["packets"])
+            return (self._listed() or NO_TABLE).counters.get(COUNTER, Count()).packets
         return 0
 
     def _problems(self, uplinks: list[Device]) -> list[str]:
-        objects = nft.list_table(FAMILY, self._table).objects
-        found: dict[str, list[str | None]] = {entry["chain"]["name"]: [] for entry in objects if "chain" in entry}
-        for entry in objects:
-            if "rule" in entry:
-                found[entry["rule"]["chain"]].append(entry["rule"].get("comment"))
+        table = self._listed() or NO_TABLE
+        found = {chain.name: [rule.comment for rule in chain.rules] for chain in table.chains.values()}
         expected = {_chain_name(uplink): self._comments(uplink) for uplink in uplinks}
         problems = [
             f"packet sockets are not guarded against on {uplink.name}"
@@ -177,8 +174,11 @@ class EgressGuard:
             f"the chain {name} of {FAMILY} {self._table} is for nothing" for name in found if name not in expected
         ]
 
-    def _comments(self, uplink: Device) -> list[str | None]:
-        return [rule.get("comment") for rule in self._rules(uplink)]
+    def _listed(self) -> Table | None:
+        return parse_nft_table(nft.list_table(FAMILY, self._table))
+
+    def _comments(self, uplink: Device) -> list[str]:
+        return [rule.get("comment", "") for rule in self._rules(uplink)]
 
     def _commands(self, uplinks: list[Device]) -> list[Json]:
         table: Json = {"table": {"family": FAMILY, "name": self._table}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class IptablesBackend(enum.StrEnum):
@@ -57,6 +57,17 @@ class InterfacePattern:
             inside, outside = (other, self) if self.inverted else (self, other)
             return not _within(inside, outside)
         return _within(self, other) or _within(other, self)
+
+    def covers(self, other: InterfacePattern) -> bool:
+        """Whether every interface name that fits the other pattern fits this one."""
+        if self.wildcard and not self.name:
+            return not self.inverted
+        return not replace(self, inverted=not self.inverted).overlaps(other)
+
+    @property
+    def single(self) -> str | None:
+        """The one interface it is for; None where there may be several."""
+        return None if self.wildcard or self.inverted else self.name
 
 
 EVERY_INTERFACE = InterfacePattern("", wildcard=True)

@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kiam.errors import ErrorKind, UserError
 from kiam.netfilter.interfaces import IptablesBackend
-from kiam.netfilter.xtables import Rule, Ruleset, Table, parse_list, parse_save
+from kiam.netfilter.iptables_listing import parse_tables
+from kiam.netfilter.model import NO_TABLE, Ruleset, Table
 from kiam.pauses import scattered
 
 PACKAGE = "iptables"
@@ -49,6 +49,11 @@ class Programs:
     save_program: str
     restore_program: str
 
+    @property
+    def tool(self) -> str:
+        """What people call them."""
+        return tool_name(self.backend, self.ipv6)
+
     def save_text(self) -> str:
         """What the save program prints, with counters. Makes no table (``-t`` would, with the legacy backend)."""
         done = _run([self.save_program, "--counters"])
@@ -59,28 +64,27 @@ class Programs:
     def save(self) -> Ruleset:
         """All tables that are there, with counters; none is made. Raises UserError for one it can't read."""
         text = self.save_text()
-        ruleset = parse_save(text)
         for table in _INCOMPATIBLE.findall(text):
             if table in ("nat", "mangle"):
                 raise UserError(
                     f"the table {table} holds rules written with nft that {self.save_program} can't read: "
                     "use --dataplane=nftables, or --iptables-backend=legacy"
                 )
-        return ruleset
+        return parse_tables(text, self.tool)
 
     def chains(self, table: str, *chains: str) -> Table:
         """Some chains of a table with counters, without the rest of it; none where the first isn't there."""
-        found: dict[str, Sequence[Rule]] = {}
+        listed: list[str] = []
         for chain in chains:
             # Chain by chain, since -S without one prints the table whole.
             done = _run([self.list_program, "-w", str(LOCK_WAIT_SECONDS), "-t", table, "-v", "-S", chain])
             if done.returncode == 0:
-                found.update(parse_list(done.stdout))
-            elif not found and chain == chains[0]:
+                listed.append(done.stdout)
+            elif chain == chains[0]:
                 if "Permission denied" in done.stderr or "Operation not permitted" in done.stderr:
                     raise failure(self.list_program, done.stderr)
-                return found
-        return found
+                break
+        return parse_tables("\n".join(listed), self.tool, table).get(table, NO_TABLE)
 
     def restore(self, script: str) -> None:
         """Apply a script, each table of it in one step.

@@ -1,31 +1,13 @@
-"""Reads what ``iptables-save`` prints (both backends, both families)."""
+"""Reads what ``iptables-save`` and ``iptables -S`` print, and writes rules as they do."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from itertools import pairwise
+import re
+from collections.abc import Iterator, Sequence
+from typing import overload
 
-from kiam.netfilter.interfaces import InterfacePattern
-from kiam.netfilter.model import (
-    Action,
-    Address,
-    Chain,
-    ComesInOn,
-    Condition,
-    DestinationIn,
-    DestinationIsLocal,
-    Never,
-    PortIn,
-    ProtocolIs,
-    Rule,
-    SourceIn,
-    StateIn,
-    Table,
-    Undecided,
-)
-from kiam.netfilter.xtables import saved_lines, split_words, without_counters
+from kiam.netfilter.iptables_matches import meaning_of
+from kiam.netfilter.model import Action, Chain, Rule, Table
 
 HOOKS: dict[tuple[str, str], tuple[str, str, int]] = {
     ("raw", "PREROUTING"): ("prerouting", "filter", -300),
@@ -44,182 +26,145 @@ HOOKS: dict[tuple[str, str], tuple[str, str, int]] = {
 }
 """(table, chain): hook, kind and priority (enum nf_ip_hook_priorities, linux/netfilter_ipv4.h)."""
 
-ACTIONS = {
-    "ACCEPT": Action.ACCEPT,
-    "DROP": Action.DROP,
-    "REJECT": Action.REJECT,
-    "RETURN": Action.RETURN,
-    "DNAT": Action.DNAT,
-    "REDIRECT": Action.REDIRECT,
-    "NETMAP": Action.DNAT,
-    "TPROXY": Action.TPROXY,
-    "NOTRACK": Action.NOTRACK,
-    "NFQUEUE": Action.UNDECIDED,
-    "QUEUE": Action.UNDECIDED,
-}
-SIDE_EFFECTS = frozenset(
-    {"LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "TOS", "DSCP", "TTL", "HL", "TCPMSS", "CLASSIFY", "SET"}
-    | {"AUDIT", "CHECKSUM", "SECMARK", "CONNSECMARK", "IDLETIMER", "TEE", "LED", "RATEEST", "TCPOPTSTRIP", "HMARK"}
-    | {"ECN", "MASQUERADE", "SNAT"}
-)
-"""Targets after which the packet goes on to the next rule, or which can't be in the chains looked at."""
-PROTOCOLS = {"6": "tcp", "17": "udp", "1": "icmp", "58": "ipv6-icmp", "0": "all", "132": "sctp"}
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_PLAIN = re.compile(r"[A-Za-z0-9_./:+!,\[\]@%=~-]+")
+_COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
+_RULE = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+)")
 
 
-def parse_iptables_save(text: str, tool: str) -> list[Table]:
-    """The tables of one ``iptables-save``. Lines that aren't rules, chains or tables are left out.
+def split_words(text: str) -> tuple[str, ...]:
+    """The words of a rule as iptables-save writes them: split at blanks, ``"..."`` with backslash escapes."""
+    if '"' not in text:
+        return tuple(text.split())
+    return tuple(
+        re.sub(r"\\(.)", r"\1", match[1]) if match[1] is not None else match[2] for match in _WORD.finditer(text)
+    )
 
-    Raises ValueError for one that begins as such a line and can't be read.
+
+def specification(rule: Rule) -> str:
+    """What follows ``-A CHAIN`` in a rule."""
+    return " ".join(_quote(word) for word in rule.parts)
+
+
+def _quote(word: str) -> str:
+    return word if _PLAIN.fullmatch(word) else '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
+
+
+def make_rule(chain: str, *words: str) -> Rule:
+    """A rule from the words behind ``-A CHAIN``."""
+    return _rule(chain, words, " ".join(["-A", chain, *map(_quote, words)]))
+
+
+def option(rule: Rule, name: str) -> str | None:
+    """The word after an option of that name."""
+    return next((value for word, value in zip(rule.parts, rule.parts[1:], strict=False) if word == name), None)
+
+
+def _rule(chain: str, words: tuple[str, ...], text: str, position: int = 0, packets: int = 0, octets: int = 0) -> Rule:
+    meaning = meaning_of(words)
+    return Rule(
+        chain,
+        words,
+        text,
+        meaning.comment,
+        tuple(meaning.conditions),
+        meaning.action,
+        meaning.target_chain,
+        meaning.to_address,
+        meaning.to_port,
+        position,
+        packets,
+        octets,
+    )
+
+
+def parse_rule(line: str, position: int = 1) -> Rule:
+    """One ``-A CHAIN ...`` line, with counters in front, in the middle or without."""
+    counted = _COUNTERS.match(line)
+    text = line[counted.end() :] if counted else line
+    chain, *rest = split_words(text)[1:]
+    words = tuple(rest)
+    packets, octets = (int(counted[1]), int(counted[2])) if counted else (0, 0)
+    # iptables -v -S has the counters in the middle; a comment may be "-c" too, and hasn't two numbers after it.
+    for place in (place for place, word in enumerate(words) if word == "-c"):
+        match words[place + 1 : place + 3]:
+            case first, second if first.isdecimal() and second.isdecimal():
+                words = words[:place] + words[place + 3 :]
+                return _rule(chain, words, make_rule(chain, *words).text, position, int(first), int(second))
+    return _rule(chain, words, text, position, packets, octets)
+
+
+class _Lines(Sequence[Rule]):
+    """A chain's rules, read when they are first looked at.
+
+    kube-proxy has tens of thousands of rules in chains that nobody has to look into.
     """
-    try:
-        return _tables(text, tool)
-    except LookupError as error:
-        raise ValueError(f"{tool}-save prints something else than rules: {error!r}") from error
+
+    __slots__ = ("_lines", "_rules")
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._rules: list[Rule] | None = None
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+
+    def _read(self) -> list[Rule]:
+        if self._rules is None:
+            self._rules = [parse_rule(line, position) for position, line in enumerate(self._lines, start=1)]
+        return self._rules
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self._read())
+
+    @overload
+    def __getitem__(self, index: int) -> Rule: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Rule]: ...
+    def __getitem__(self, index: int | slice) -> Rule | list[Rule]:
+        return self._read()[index]
 
 
-def _tables(text: str, tool: str) -> list[Table]:
+def parse_tables(text: str, tool: str, table: str = "") -> dict[str, Table]:
+    """The tables of one ``iptables-save``, or the one of ``iptables -S``, which doesn't name it.
+
+    Lines that aren't rules, chains or tables are left out.
+    """
     family = "ip6" if tool.startswith("ip6") else "ip"
-    tables: dict[str, tuple[dict[str, str], dict[str, list[Rule]]]] = {}
-    policies: dict[str, str] = {}
-    rules: dict[str, list[Rule]] = defaultdict(list)
-    for kind, name, rest in saved_lines(text):
+    found: dict[str, dict[str, tuple[str, _Lines]]] = {}
+    name = table
+    for kind, subject, rest in _lines(text):
         if kind == "table":
-            policies, rules = tables.setdefault(name, ({}, defaultdict(list)))
-        elif kind == "chain":
-            policies[name] = rest
+            name = subject
+            found.setdefault(name, {})
+        if kind == "table" or not name:
+            continue
+        chains = found.setdefault(name, {})
+        if kind == "chain":
+            chains[subject] = rest, chains[subject][1] if subject in chains else _Lines()
         else:
-            rules[name].append(parse_rule(rest, len(rules[name]) + 1))
-    return [
-        Table(
-            tool, family, table, {name: _chain(table, name, policy, rules[name]) for name, policy in policies.items()}
-        )
-        for table, (policies, rules) in tables.items()
-    ]
+            chains.setdefault(subject, ("", _Lines()))[1].add(rest)
+    return {
+        name: Table(tool, family, name, {chain: _chain(name, chain, *content) for chain, content in chains.items()})
+        for name, chains in found.items()
+    }
+
+
+def _lines(text: str) -> Iterator[tuple[str, str, str]]:
+    """``("table", name, "")``, ``("chain", name, policy)``, ``("rule", chain, the line)``."""
+    for line in text.split("\n"):
+        if rule := _RULE.match(line):
+            yield "rule", rule[1], line
+        elif line.startswith((":", "-P ", "-N ")):
+            name, policy, *_ = [*line[1 if line[0] == ":" else 3 :].split(" "), ""]
+            yield "chain", name, policy
+        elif line.startswith("*"):
+            yield "table", line[1:].strip(), ""
 
 
 def _chain(table: str, name: str, policy: str, rules: Sequence[Rule]) -> Chain:
     hook, kind, priority = HOOKS.get((table, name), ("", "", 0))
-    return Chain(name, tuple(rules), hook, kind, priority, Action.DROP if policy == "DROP" else Action.ACCEPT)
-
-
-def parse_rule(line: str, position: int = 1) -> Rule:
-    """One ``-A CHAIN ...`` line, with or without counters in front."""
-    line = without_counters(line)
-    chain, words = (found := split_words(line))[1], list(found[2:])
-    conditions: list[Condition] = []
-    while words:
-        option, negated, values, words = _next_option(words)
-        if option in {"-j", "--jump", "-g", "--goto"}:
-            return _with_target(
-                chain, position, tuple(conditions), line, values[0], option in {"-g", "--goto"}, values[1:]
-            )
-        condition = _condition(option, negated, values)
-        if condition is not None:
-            conditions.append(condition)
-    return Rule(chain, position, tuple(conditions), Action.CONTINUE, line)
-
-
-def _next_option(words: Sequence[str]) -> tuple[str, bool, list[str], list[str]]:
-    rest = list(words)
-    negated = rest[0] == "!"
-    if negated:
-        rest.pop(0)
-    option = rest.pop(0)
-    if option in {"-j", "--jump", "-g", "--goto"}:
-        return option, False, rest, []
-    values: list[str] = []
-    # A comment may begin with a dash; it is always exactly one word, quoted or not.
-    while rest and ((option == "--comment" and not values) or not (rest[0].startswith("-") or rest[0] == "!")):
-        values.append(rest.pop(0))
-    return option, negated, values, rest
-
-
-def _condition(option: str, negated: bool, values: Sequence[str]) -> Condition | None:
-    text = " ".join(["!"] * negated + [option, *values])
-    if option in {"-m", "--match", "--comment", "--validmark", "--loose"} or not (values or option == "--invert"):
-        # "-m rpfilter" says nothing here; its options follow and are looked at. "-m socket" may have none.
-        return Undecided(text) if option in {"-m", "--match"} and values[:1] == ["socket"] else None
-    value = values[0] if values else ""
-    match option:
-        case "-s" | "--source":
-            return SourceIn(_networks(value), negated)
-        case "-d" | "--destination":
-            return DestinationIn(_networks(value), negated)
-        case "-i" | "--in-interface":
-            try:
-                return ComesInOn((InterfacePattern.parse(value),), negated)
-            except ValueError:
-                return Undecided(text)
-        case "-p" | "--protocol":
-            protocol = PROTOCOLS.get(value, value)
-            return None if protocol == "all" else ProtocolIs(frozenset({protocol}), negated)
-        case "--dport" | "--destination-port" | "--dports" | "--destination-ports":
-            return PortIn(_ranges(value), negated)
-        case "--ctstate" | "--state":
-            return StateIn(frozenset(value.split(",")), negated)
-        case "--dst-type":
-            kinds = value.split(",")
-            return DestinationIsLocal(negated) if kinds == ["LOCAL"] else Undecided(text)
-        case "--invert":
-            return Never("the reverse path check fails")
-        case "--match-set" if value.startswith("KUBE-") and not negated:
-            return Never(f"{text}: kube-proxy's sets hold service addresses")
-        case "-o" | "--out-interface":
-            return Undecided(text)
-        case _:
-            return Undecided(text)
-
-
-def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(part, strict=False) for part in text.split(","))
-
-
-def _ranges(text: str) -> tuple[tuple[int, int], ...]:
-    found = []
-    for part in text.split(","):
-        first, _, last = part.partition(":")
-        found.append((int(first or 0), int(last or 65535) if ":" in part else int(first)))
-    return tuple(found)
-
-
-def _with_target(
-    chain: str,
-    position: int,
-    conditions: tuple[Condition, ...],
-    line: str,
-    target: str,
-    goto: bool,
-    options: Sequence[str],
-) -> Rule:
-    if target in ACTIONS:
-        address, port = _destination(options)
-        return Rule(chain, position, conditions, ACTIONS[target], line, to_address=address, to_port=port)
-    if target == "CT":
-        action = Action.NOTRACK if "--notrack" in options else Action.CONTINUE
-        return Rule(chain, position, conditions, action, line)
-    if target in SIDE_EFFECTS:
-        return Rule(chain, position, conditions, Action.CONTINUE, line)
-    return Rule(chain, position, conditions, Action.GOTO if goto else Action.JUMP, line, target_chain=target)
-
-
-def _destination(options: Sequence[str]) -> tuple[Address | None, int | None]:
-    for option, value in pairwise(options):
-        if option == "--to-ports":
-            return None, int(value.split("-")[0])
-        if option == "--to-destination":
-            return _address_and_port(value)
-    return None, None
-
-
-def _address_and_port(text: str) -> tuple[Address | None, int | None]:
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    elif text.count(":") > 1:
-        host, port = text, ""
-    else:
-        host, _, port = text.partition(":")
-    try:
-        return ip_address(host), int(port) if port.isdigit() else None
-    except ValueError:
-        return None, int(port) if port.isdigit() else None
+    return Chain(name, rules, hook, kind, priority, Action.DROP if policy == "DROP" else Action.ACCEPT)

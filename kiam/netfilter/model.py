@@ -1,155 +1,14 @@
-"""Rules as plain data, alike for both iptables backends and nftables, and whether a packet matches them.
-
-Matching knows three answers. What these checks can't decide from a listing alone (marks, ipsets, owners, statistics)
-is MAYBE: neither assumed to take a pod's packet nor assumed to leave it.
-"""
+"""Rules as plain data, the same for both iptables backends and nftables, listed or yet to be written."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Protocol
 
-from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.conditions import Address, ComesInOn, Condition, Tri
+from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern
 from kiam.netfilter.packets import Packet
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-
-class Tri(enum.IntEnum):
-    """No, maybe, yes: ordered, so that ``min`` is "and" and ``max`` is "or"."""
-
-    NO = 0
-    MAYBE = 1
-    YES = 2
-
-    def negated_if(self, negate: bool) -> Tri:
-        """Swap yes and no; maybe stays."""
-        return Tri(2 - self) if negate else self
-
-
-class Condition(Protocol):
-    """One match of a rule."""
-
-    def holds(self, packet: Packet) -> Tri:
-        """Whether it is true of the packet."""
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationIn:
-    """The destination address is in one of the networks."""
-
-    networks: tuple[Network, ...]
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        hit = any(packet.destination in network for network in self.networks)
-        return (Tri.YES if hit else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceIn:
-    """The source address is in one of the networks. A packet without a source is any pod's: maybe."""
-
-    networks: tuple[Network, ...]
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        if any(network.prefixlen == 0 for network in self.networks):
-            return Tri.YES.negated_if(self.negated)
-        if packet.source is None:
-            return Tri.MAYBE
-        hit = any(packet.source in network for network in self.networks)
-        return (Tri.YES if hit else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class ComesInOn:
-    """The packet's incoming interface is one of the patterns'."""
-
-    patterns: tuple[InterfacePattern, ...]
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        hit = any(pattern.matches(packet.interface) for pattern in self.patterns)
-        return (Tri.YES if hit else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class ProtocolIs:
-    """The transport protocol is one of these, by name."""
-
-    protocols: frozenset[str]
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        return (Tri.YES if packet.protocol in self.protocols else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class PortIn:
-    """The destination port is in one of the ranges, both ends included."""
-
-    ranges: tuple[tuple[int, int], ...]
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        hit = any(first <= packet.port <= last for first, last in self.ranges)
-        return (Tri.YES if hit else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationIsLocal:
-    """The destination is an address of the host (``addrtype --dst-type LOCAL``)."""
-
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        return (Tri.YES if packet.local else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class StateIn:
-    """The connection's state: here always the first packet of a new one, with or without DNAT done."""
-
-    states: frozenset[str]
-    negated: bool = False
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        hit = "NEW" in self.states or ("DNAT" in self.states and packet.translated)
-        return (Tri.YES if hit else Tri.NO).negated_if(self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class Never:
-    """Never true of a pod's ordinary packet, such as a failed reverse path check or a service's ipset."""
-
-    text: str
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        return Tri.NO
-
-
-@dataclass(frozen=True, slots=True)
-class Undecided:
-    """A match a listing alone can't decide."""
-
-    text: str
-
-    def holds(self, packet: Packet) -> Tri:
-        """See Condition."""
-        return Tri.MAYBE
 
 
 class Action(enum.StrEnum):
@@ -171,22 +30,33 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a listing."""
+    """One rule; two are equal when their tool reads them alike, wherever they stand and whatever they counted."""
 
     chain: str
-    position: int
-    """From 1, as ``iptables -D CHAIN N`` counts; for nft the handle."""
-    conditions: tuple[Condition, ...]
-    action: Action
-    text: str
+    parts: tuple[str, ...]
+    """As its tool has it: iptables' words behind ``-A CHAIN``, quotes taken off; nft's statements, JSON each."""
+    text: str = field(compare=False)
     """As its tool prints it."""
-    target_chain: str = ""
-    to_address: Address | None = None
-    to_port: int | None = None
+    comment: str = ""
+    conditions: tuple[Condition, ...] = field(default=(), compare=False)
+    action: Action = field(default=Action.CONTINUE, compare=False)
+    target_chain: str = field(default="", compare=False)
+    to_address: Address | None = field(default=None, compare=False)
+    to_port: int | None = field(default=None, compare=False)
+    position: int = field(default=0, compare=False)
+    """From 1, as ``iptables -D CHAIN N`` counts; for nft the handle."""
+    packets: int = field(default=0, compare=False)
+    bytes: int = field(default=0, compare=False)
 
     def matches(self, packet: Packet) -> Tri:
         """Whether all conditions hold."""
         return min((condition.holds(packet) for condition in self.conditions), default=Tri.YES)
+
+    @property
+    def interface(self) -> InterfacePattern | None:
+        """The interfaces whose packets it is for; None where one pattern can't say so."""
+        named = [condition.pattern for condition in self.conditions if isinstance(condition, ComesInOn)]
+        return EVERY_INTERFACE if not named else named[0] if len(named) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +72,19 @@ class Chain:
     priority: int = 0
     policy: Action = Action.ACCEPT
 
+    @property
+    def properties(self) -> str:
+        """What can't be changed without deleting the chain, in nft's words."""
+        return f"type {self.kind} hook {self.hook} priority {self.priority}; policy {self.policy};" if self.hook else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What a counter has counted."""
+
+    packets: int = 0
+    bytes: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -210,16 +93,21 @@ class Table:
     tool: str
     """``iptables-nft``, ``iptables-legacy``, ``ip6tables-nft``, ``ip6tables-legacy`` or ``nft``."""
     family: str
-    """``ip``, ``ip6`` or ``inet``."""
+    """``ip``, ``ip6``, ``inet`` or another of nft's."""
     name: str
     chains: Mapping[str, Chain] = field(default_factory=dict)
+    counters: Mapping[str, Count] = field(default_factory=dict, compare=False)
+    """The named counters, which only nft has."""
 
     def sees(self, packet: Packet) -> bool:
         """Whether packets of that family come through this table."""
         return self.family in {packet.family, "inet"}
 
+    def rules(self, chain: str) -> Sequence[Rule]:
+        """A chain's rules; none where there is no such chain."""
+        return self.chains[chain].rules if chain in self.chains else ()
 
-def drop_table_option(text: str) -> str:
-    """A rule's words without the leading ``-A CHAIN``: what follows ``-A``, ``-C`` or ``-D`` in a command."""
-    words = text.split(" ", 2)
-    return words[2] if len(words) > 2 and words[0] == "-A" else text
+
+Ruleset = Mapping[str, Table]
+"""One tool's tables by name."""
+NO_TABLE = Table("", "", "")

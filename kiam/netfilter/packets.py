@@ -1,22 +1,25 @@
-"""The packet whose way through the kernel's rules is followed."""
+"""The packet whose route through the kernel's rules is followed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
-from kiam.metadata import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
+from kiam.metadata import METADATA_IPV4, METADATA_PORT
 from kiam.netfilter.interfaces import InterfacePattern
 
 TCP = "tcp"
 IFNAMSIZ = 16
+NO_INTERFACE = InterfacePattern("")
+"""What the host's own packets come in on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first packet of a connection, as the host's rules see it when it comes in from a pod."""
+    """As much of a packet as is known when it comes in from a pod."""
 
-    interface: str
+    interface: InterfacePattern
+    """It comes in on one of these; of a pattern that takes several it isn't known on which."""
     destination: IPv4Address | IPv6Address
     protocol: str = TCP
     port: int = METADATA_PORT
@@ -26,6 +29,10 @@ class Packet:
     """Whether the destination is an address of the host itself (``addrtype LOCAL``, ``fib daddr type local``)."""
     translated: bool = False
     """Whether a DNAT rule has already taken it (``ctstate DNAT``)."""
+    ordinary: bool = True
+    """Whether it is the first packet of a new connection and carries what such a packet carries. If not it may be any:
+    of an older connection, of none (INVALID), with a forged source; of that, nothing is sure.
+    """
 
     @property
     def family(self) -> str:
@@ -46,9 +53,4 @@ def sample_interface(pattern: InterfacePattern) -> str:
 
 def metadata_packet(pattern: InterfacePattern, interface: str | None = None) -> Packet:
     """A pod's first packet to the metadata service over IPv4."""
-    return Packet(interface or sample_interface(pattern), METADATA_IPV4)
-
-
-def metadata_packet6(pattern: InterfacePattern, interface: str | None = None) -> Packet:
-    """A pod's first packet to the metadata service over IPv6."""
-    return Packet(interface or sample_interface(pattern), METADATA_IPV6)
+    return Packet(InterfacePattern(interface or sample_interface(pattern)), METADATA_IPV4)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kiam.netfilter.model import Action, Chain, Rule, Table, Tri
+from kiam.netfilter.conditions import Tri
+from kiam.netfilter.model import Action, Chain, Rule, Table
 from kiam.netfilter.packets import Packet
 
 FINAL = frozenset({Action.DROP, Action.REJECT, Action.TPROXY, Action.DNAT, Action.REDIRECT})
 """What ends a packet's way through a whole hook; ACCEPT and RETURN end it in one base chain only."""
-MAX_DEPTH = 16
-"""Jumps deeper than nft's own limit (NFT_JUMP_STACK_SIZE) can't exist."""
+MAX_DEPTH = 64
+"""Of jumps. nft's own limit is 16 (NFT_JUMP_STACK_SIZE); iptables-legacy has none but the number of chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,11 @@ def base_chains(tables: Iterable[Table], packet: Packet, hook: str) -> list[tupl
 def walk(table: Table, base: Chain, packet: Packet) -> list[Hit]:
     """What one base chain does to the packet: every possible hit, and nothing behind the first sure verdict.
 
-    A RETURN from the base chain itself is a hit too: it skips the rules behind it.
+    A RETURN from the base chain itself is a hit too: it skips the rules behind it. Of a packet that isn't an ordinary
+    one no verdict is sure.
     """
     walker = _Walker(table, base, packet)
-    walker.follow(base, Tri.YES, 0, False)
+    walker.follow(base, Tri.YES if packet.ordinary else Tri.MAYBE, 0, False)
     return walker.hits
 
 
@@ -74,12 +76,12 @@ class _Walker:
             return False
         self._seen[state] = depth
         for rule in chain.rules:
-            match = min(rule.matches(self.packet), certain)
-            if match is Tri.NO or rule.action is Action.CONTINUE:
+            if rule.action is Action.CONTINUE or (match := min(rule.matches(self.packet), certain)) is Tri.NO:
                 continue
-            if rule.action in {Action.JUMP, Action.GOTO}:
-                target = self.table.chains.get(rule.target_chain)
-                if target is not None and depth < MAX_DEPTH and self.follow(target, match, depth + 1, maybe_left):
+            # A jump to where no chain is, is a target of iptables that isn't known here.
+            target = self.table.chains.get(rule.target_chain)
+            if rule.action in {Action.JUMP, Action.GOTO} and target is not None:
+                if depth < MAX_DEPTH and self.follow(target, match, depth + 1, maybe_left):
                     return True
                 if rule.action is Action.GOTO:
                     if match is Tri.YES:
@@ -87,7 +89,7 @@ class _Walker:
                     maybe_left = True
                 continue
             conditional = self.maybe_over or maybe_left
-            if rule.action is Action.UNDECIDED:
+            if rule.action in {Action.UNDECIDED, Action.JUMP, Action.GOTO}:
                 match = Tri.MAYBE
             if rule.action is not Action.RETURN or depth == 0:
                 self.hits.append(Hit(self.table, self.base, rule, match, conditional))

@@ -11,7 +11,7 @@ from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.registry import documented
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
-from kiam.netfilter.model import Rule, Table, drop_table_option
+from kiam.netfilter.model import Rule, Table
 from kiam.verify.fix import Fix, FixKind, both
 
 BY_HAND = "none"
@@ -155,4 +155,4 @@ def delete_rule(table: Table, rule: Rule) -> str:
     """Takes one rule out, with the tool it was listed by."""
     if table.tool == "nft":
         return f"nft delete rule {table.family} {table.name} {rule.chain} handle {rule.position}"
-    return f"{table.tool} -t {table.name} -D {rule.chain} {in_shell(drop_table_option(rule.text))}"
+    return f"{table.tool} -t {table.name} -D {rule.chain} {in_shell(rule.text.removeprefix(f'-A {rule.chain} '))}"

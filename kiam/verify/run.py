@@ -60,7 +60,7 @@ def verify(given: Given, settings: VerifySettings) -> Iterator[CheckResult]:
     yield from check_installed(subject, now, asked, fixes)
     yield from check_rules(snapshot, subject, fixes, _lines_of_ours(asked))
     yield from check_bpf()
-    yield from check_classifiers(read_classifiers([packet.interface for packet in samples_there(snapshot, wanted)]))
+    yield from check_classifiers(read_classifiers(sampled_interfaces(snapshot, wanted)))
     by_namespace = not by_interface(subject.dataplane)
     yield from check_interfaces(snapshot.interfaces, wanted.interface, snapshot.uplinks, fixes, by_namespace)
     yield prerequisites.check_addresses(wanted, fixes)
@@ -121,10 +121,11 @@ def samples(interfaces: Sequence[Interface], wanted: WantedState) -> list[Packet
     return [replace(metadata_packet(wanted.interface, name), local=local) for name in names or [None]]
 
 
-def samples_there(snapshot: Snapshot, wanted: WantedState) -> list[Packet]:
-    """As samples, but only on interfaces that exist."""
-    names = {interface.name for interface in snapshot.interfaces}
-    return [packet for packet in samples(snapshot.interfaces, wanted) if packet.interface in names]
+def sampled_interfaces(snapshot: Snapshot, wanted: WantedState) -> list[str]:
+    """The interfaces of the samples, as far as they exist."""
+    there = {interface.name for interface in snapshot.interfaces}
+    names = [packet.interface.name for packet in samples(snapshot.interfaces, wanted)]
+    return [name for name in names if name in there]
 
 
 def check_bpf() -> list[CheckResult]:

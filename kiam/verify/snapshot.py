@@ -18,7 +18,7 @@ from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter import nft
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.iptables import PACKAGE, has_legacy_tables, require_programs, tool_name
-from kiam.netfilter.iptables_listing import parse_iptables_save
+from kiam.netfilter.iptables_listing import parse_tables
 from kiam.netfilter.model import Table
 from kiam.netfilter.nft import Json
 from kiam.netfilter.nft_listing import parse_nft_ruleset
@@ -77,8 +77,8 @@ def take_snapshot() -> Snapshot:
                 continue
             tool = tool_name(backend, ipv6)
             try:
-                tables += parse_iptables_save(require_programs(backend, ipv6).save_text(), tool)
-            except (UserError, ValueError) as error:
+                tables += parse_tables(require_programs(backend, ipv6).save_text(), tool).values()
+            except UserError as error:
                 unread.append(Unread(tool, str(error), PACKAGE))
     try:
         tables += parse_nft_ruleset(_nft_ruleset())

@@ -11,7 +11,7 @@ agent without bpffs, on kernels older than the netfilter programs of Linux 6.4.
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from kiam.dataplane.contract import WantedState
 from kiam.errors import UserError
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.netfilter import nft
-from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern
+from kiam.netfilter.model import NO_TABLE, Action, Count, Table
+from kiam.netfilter.nft_listing import parse_nft_ruleset, parse_nft_table
 
 TABLE = "kiam_ebpf"
 _FAMILY = "inet"
+_TABLE = {"table": {"family": _FAMILY, "name": TABLE}}
 _COUNTER = "bypass"
 _REQUESTS = "requests"
 _ANSWERS = "answers"
@@ -94,7 +97,7 @@ def wanted_objects(wanted: WantedState | None = None, finishing: bool = False) -
         *(_drop(_REQUESTS, from_outside, _address(protocol, "daddr", address)) for protocol, address in addresses),
         *([_pass(_ANSWERS, "oifname", forward_from)] if forward_from else []),
         *([_pass(_ANSWERS, "iifname", forward_from)] if forward_from else []),
-        # A request may have left by a way of its own, past this namespace; its answer is not to get in.
+        # A request may have left by a route of its own, past this namespace; its answer is not to get in.
         *(_drop(_ANSWERS, _address(protocol, "saddr", address)) for protocol, address in addresses),
         # What a packet socket had come in on lo, and what was let through as translated and then wasn't.
         *(_drop(_ANSWERS, _address(protocol, "daddr", address)) for protocol, address in addresses),
@@ -108,19 +111,13 @@ def _change(commands: list[dict[str, Any]]) -> None:
         raise UserError(f"nftables refused the guard of the eBPF dataplane: {first}")
 
 
-def _listed() -> list[dict[str, Any]]:
-    answer = nft.list_table(_FAMILY, TABLE)
-    return [] if answer.status else answer.objects
+def _listed() -> Table | None:
+    return parse_nft_table(nft.list_table(_FAMILY, TABLE))
 
 
-def _essence(listed: list[dict[str, Any]]) -> list[str]:
-    volatile = {"handle", "packets", "bytes"}
-    return sorted(
-        json.dumps({kind: {key: value for key, value in fields.items() if key not in volatile}}, sort_keys=True)
-        for one in listed
-        for kind, fields in one.items()
-        if kind != "table"
-    )
+def _has_to_hold(wanted: WantedState | None, finishing: bool) -> Table:
+    """The same as a listing of it would be read."""
+    return parse_nft_ruleset({"nftables": [_TABLE, *wanted_objects(wanted, finishing)]})[0]
 
 
 def _are_connections_tracked() -> bool:
@@ -139,51 +136,39 @@ class Guard:
 
     def is_present(self) -> bool:
         """Whether there is a table of ours, right or wrong."""
-        return bool(_listed())
+        return _listed() is not None
 
     def is_right(self) -> bool:
         """Whether the table holds exactly what it has to."""
         return self._is_right(_listed())
 
-    def _is_right(self, listed: list[dict[str, Any]]) -> bool:
-        found = _essence(listed)
-        return any(found == _essence(wanted_objects(self._wanted, finishing)) for finishing in (False, True))
+    def _is_right(self, listed: Table | None) -> bool:
+        possible = (_has_to_hold(self._wanted, finishing) for finishing in (False, True))
+        return any(one == listed and one.counters.keys() == listed.counters.keys() for one in possible)
 
     def forwards_from(self) -> InterfacePattern | None:
         """The interfaces the table lets metadata traffic through for."""
-        for one in _listed():
-            match one.get("rule"):
-                case {"chain": chain, "expr": [{"match": {"right": str(name)}}, {"accept": _}]} if chain == _REQUESTS:
-                    return InterfacePattern(name.removesuffix("*"), name.endswith("*"))
-        return None
+        passing = (rule.interface for rule in (_listed() or NO_TABLE).rules(_REQUESTS) if rule.action is Action.ACCEPT)
+        return next((interface for interface in passing if interface not in {None, EVERY_INTERFACE}), None)
 
     def install(self) -> None:
         """Make the table what it has to be, in one transaction; its counter goes on where it was. Raises UserError."""
         listed = _listed()
         if self._is_right(listed):
             return
-        table = {"table": {"family": _FAMILY, "name": TABLE}}
-        commands: list[dict[str, Any]] = [{"add": table}, {"delete": table}, {"add": table}]
+        commands: list[dict[str, Any]] = [{"add": _TABLE}, {"delete": _TABLE}, {"add": _TABLE}]
+        count = (listed or NO_TABLE).counters.get(_COUNTER, Count())
         for wanted in wanted_objects(self._wanted, finishing=_are_connections_tracked()):
             if "counter" in wanted:
-                packets, octets = self._counted(listed)
-                wanted = {"counter": {**wanted["counter"], "packets": packets, "bytes": octets}}
+                wanted = {"counter": {**wanted["counter"], **asdict(count)}}
             commands.append({"add": wanted})
         _change(commands)
 
     def remove(self) -> None:
         """Delete the table if there is one."""
         if self.is_present():
-            _change([{"delete": {"table": {"family": _FAMILY, "name": TABLE}}}])
+            _change([{"delete": _TABLE}])
 
     def dropped(self) -> int:
         """Packets dropped since the table was made."""
-        return self._counted(_listed())[0]
-
-    @staticmethod
-    def _counted(listed: list[dict[str, Any]]) -> tuple[int, int]:
-        for one in listed:
-            counter = one.get("counter")
-            if counter and counter.get("name") == _COUNTER:
-                return int(counter["packets"]), int(counter["bytes"])
-        return 0, 0
+        return (_listed() or NO_TABLE).counters.get(_COUNTER, Count()).packets

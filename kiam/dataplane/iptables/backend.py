@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kiam.dataplane.iptables.rules import FROM_METADATA, HOST_NETWORK, INSTALLED, PREFIX, TO_METADATA, own_hooks
+from kiam.dataplane.iptables.ours import own_hooks
+from kiam.dataplane.iptables.rules import FROM_METADATA, HOST_NETWORK, INSTALLED, PREFIX, TO_METADATA
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import IptablesBackend
 from kiam.netfilter.iptables import INSTALL, Programs, find_programs, has_legacy_tables
-from kiam.netfilter.xtables import Ruleset
+from kiam.netfilter.model import NO_TABLE, Ruleset
 
 _KUBELET_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 
@@ -21,7 +22,8 @@ def count_ours(programs: Programs) -> Ruleset:
 def _rule_count(ruleset: Ruleset) -> int:
     # Our own rules say nothing about where the host's rules are.
     return sum(
-        sum(len(rules) for chain, rules in table.items() if not chain.startswith(PREFIX)) - len(own_hooks(table))
+        sum(len(chain.rules) for name, chain in table.chains.items() if not name.startswith(PREFIX))
+        - len(own_hooks(table))
         for table in ruleset.values()
     )
 
@@ -34,7 +36,7 @@ def choose_backend(nft: list[Ruleset], legacy: list[Ruleset]) -> IptablesBackend
     """
 
     def hinted(rulesets: list[Ruleset]) -> bool:
-        return any(chain in ruleset.get("mangle", {}) for ruleset in rulesets for chain in _KUBELET_CHAINS)
+        return any(chain in ruleset.get("mangle", NO_TABLE).chains for ruleset in rulesets for chain in _KUBELET_CHAINS)
 
     if hinted(nft):
         return IptablesBackend.NFT

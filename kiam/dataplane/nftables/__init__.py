@@ -13,20 +13,12 @@ from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
 from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.nftables.readback import read_back
-from kiam.dataplane.nftables.rules import (
-    DROP_REASONS,
-    FAMILY,
-    REDIRECTS,
-    TABLE,
-    Json,
-    differences,
-    install_script,
-    read_counters,
-    read_listing,
-    wanted_chains,
-)
+from kiam.dataplane.nftables.rules import DROP_REASONS, FAMILY, REDIRECTS, TABLE, wanted_chains
+from kiam.dataplane.nftables.script import differences, install_script
 from kiam.errors import UserError
 from kiam.netfilter import nft
+from kiam.netfilter.model import NO_TABLE, Count, Table
+from kiam.netfilter.nft_listing import parse_nft_table
 
 EGRESS = EgressGuard("kiam")
 
@@ -56,14 +48,12 @@ def failure(said: str, with_cgroups: bool = False) -> UserError:
     return UserError(f"nftables refused the rules: {line}")
 
 
-def _list_table() -> Json | None:
+def _list_table() -> Table | None:
     """Our table with all in it; None where there is none."""
     answer = nft.list_table(FAMILY, TABLE)
-    if answer.status == 0:
-        return answer.output
-    if "No such file or directory" in answer.said:
-        return None
-    raise failure(answer.said)
+    if answer.status and "No such file or directory" not in answer.said:
+        raise failure(answer.said)
+    return parse_nft_table(answer)
 
 
 def _apply(script: str) -> None:
@@ -93,10 +83,9 @@ class NftablesDataplane:
         chains = wanted_chains(wanted, host_pods)
 
         def install() -> None:
-            listing = _list_table() or {}
-            listed = read_listing(listing)
-            if differences(chains, listed, read_counters(listing)):
-                _apply(install_script(chains, listed))
+            table = _list_table() or NO_TABLE
+            if differences(chains, table):
+                _apply(install_script(chains, table))
 
         _where_cgroups_are_found(wanted, install)
         EGRESS.install(wanted)
@@ -111,23 +100,23 @@ class NftablesDataplane:
 
     def inspect(self, wanted: WantedState | None = None) -> Inspection:
         """Compare the table with the wanted state."""
-        listing = _list_table()
-        if listing is None:
+        table = _list_table()
+        if table is None:
             return Inspection(Condition.ABSENT)
-        found, listed = _list_text(), read_listing(listing)
+        found = _list_text()
         if wanted is None:
-            return Inspection(Condition.INSTALLED, found, installed=read_back(listed))
+            return Inspection(Condition.INSTALLED, found, installed=read_back(table))
         chains = wanted_chains(wanted, find_host_pods(wanted))
-        problems = [*differences(chains, listed, read_counters(listing)), *EGRESS.problems(wanted)]
+        problems = [*differences(chains, table), *EGRESS.problems(wanted)]
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
-        return Inspection(condition, found, tuple(problems), read_back(listed))
+        return Inspection(condition, found, tuple(problems), read_back(table))
 
     def counters(self) -> Counters:
         """Read the named counters."""
-        found = read_counters(_list_table() or {})
-        drops = {reason: found.get(reason, 0) for reason in DROP_REASONS}
+        found = (_list_table() or NO_TABLE).counters
+        drops = {reason: found.get(reason, Count()).packets for reason in DROP_REASONS}
         drops["host-network"] += EGRESS.dropped() if found else 0
-        return Counters(found.get(REDIRECTS, 0), drops)
+        return Counters(found.get(REDIRECTS, Count()).packets, drops)
 
 
 def _list_text() -> tuple[str, ...]:

@@ -6,16 +6,16 @@ One table, ``inet kiam``, so that nothing of anybody else's is touched:
   on one hook the one of the lowest priority number is asked first, and the first that translates decides
   (net/netfilter/nf_nat_core.c), so theirs is lower than dstnat (-100), where iptables' and kube-proxy's chains are.
 - ``pods-guard`` (filter, prerouting) comes after all translation: what comes in that still carries a metadata address
-  then got past the redirect, one way or another, and is dropped. On every interface but ``lo``: a pod's packet may come
-  out of a tunnel's, or of one that the pattern doesn't match. ``answers-guard`` (filter, forward) drops what the real
-  service answers anybody but the host, to a request that left the node by a way nobody thought of. ``host-pods-guard``
-  (filter, output) is the same for pods on the host network. An accept in somebody else's chain doesn't skip these.
+  then got past the redirect and is dropped. On every interface but ``lo``: a pod's packet may come out of a tunnel's,
+  or of one that the pattern doesn't match. ``answers-guard`` (filter, forward) drops what the real service answers
+  anybody but the host, to a request that left the node by a route nobody thought of. ``host-pods-guard`` (filter,
+  output) is the same for pods on the host network. An accept in somebody else's chain doesn't skip these.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -25,8 +25,9 @@ from kiam.dataplane.cgroups import Cgroup, HostPods
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
 from kiam.netfilter.interfaces import InterfacePattern
-
-Json = dict[str, Any]
+from kiam.netfilter.model import Chain, Rule
+from kiam.netfilter.nft import Json
+from kiam.netfilter.nft_listing import parse_rule
 
 FAMILY = "inet"
 TABLE = "kiam"
@@ -53,11 +54,11 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class NftRule:
-    """One rule. The comment says what the parts can't, such as a cgroup's level."""
+class Draft:
+    """One rule before it is in a chain. The comment says what the parts can't, such as a cgroup's level."""
 
     parts: tuple[Part, ...]
-    comment: str | None = None
+    comment: str = ""
 
     @property
     def text(self) -> str:
@@ -66,20 +67,15 @@ class NftRule:
         return " ".join([*words, f'comment "{self.comment}"'] if self.comment else words)
 
 
-@dataclass(frozen=True, slots=True)
-class NftChain:
-    """One base chain with its rules."""
+def _chain(name: str, kind: str, hook: str, priority: int, rules: Iterable[Draft]) -> Chain:
+    return Chain(name, tuple(_rule(name, draft) for draft in rules), hook, kind, priority)
 
-    name: str
-    kind: str
-    hook: str
-    priority: int
-    rules: tuple[NftRule, ...]
 
-    @property
-    def properties(self) -> Json:
-        """What can't be changed without deleting the chain."""
-        return {"type": self.kind, "hook": self.hook, "prio": self.priority, "policy": "accept"}
+def _rule(chain: str, draft: Draft) -> Rule:
+    # Read as a listing's rules are, so that the two can be compared; written in nft's own language, as its JSON knows
+    # no "socket cgroupv2".
+    (rule,) = parse_rule({"chain": chain, "expr": [part.json for part in draft.parts], "comment": draft.comment}, {})
+    return replace(rule, text=draft.text)
 
 
 def _match(left: Json, right: Any, text: str, operator: str = "==") -> Part:
@@ -134,33 +130,30 @@ _FROM_OUTSIDE = _match({"meta": {"key": "iifname"}}, "lo", 'iifname != "lo"', "!
 """What comes in on lo is the host's own."""
 
 
-def _allowed(key: str, wanted: WantedState) -> tuple[NftRule, ...]:
-    return () if wanted.forward_from is None else (NftRule((*_interface(key, wanted.forward_from), _RETURN)),)
+def _allowed(key: str, wanted: WantedState) -> tuple[Draft, ...]:
+    return () if wanted.forward_from is None else (Draft((*_interface(key, wanted.forward_from), _RETURN)),)
 
 
-def _not_of_pods(pods: InterfacePattern, to: Part) -> tuple[NftRule, ...]:
+def _not_of_pods(pods: InterfacePattern, to: Part) -> tuple[Draft, ...]:
     if not pods.name:
         return ()
     others = _interface("iifname", replace(pods, inverted=not pods.inverted))
-    return (NftRule((_FROM_OUTSIDE, *others, to, _count("other-interface"), _DROP)),)
+    return (Draft((_FROM_OUTSIDE, *others, to, _count("other-interface"), _DROP)),)
 
 
 def _agent_address(wanted: WantedState, ipv6: bool) -> IPv4Address | IPv6Address | None:
     return wanted.host_address6 if ipv6 else wanted.host_address
 
 
-def _redirect_chain(wanted: WantedState) -> NftChain:
-    rules = [
-        *_allowed("iifname", wanted),
-        *_redirects(wanted),
-    ]
-    return NftChain("pods-redirect", "nat", "prerouting", REDIRECT_PRIORITY, tuple(rules))
+def _redirect_chain(wanted: WantedState) -> Chain:
+    rules = (*_allowed("iifname", wanted), *_redirects(wanted))
+    return _chain("pods-redirect", "nat", "prerouting", REDIRECT_PRIORITY, rules)
 
 
-def _redirects(wanted: WantedState) -> Iterator[NftRule]:
+def _redirects(wanted: WantedState) -> Iterator[Draft]:
     for ipv6 in (False, True):
         if (address := _agent_address(wanted, ipv6)) is not None:
-            yield NftRule(
+            yield Draft(
                 (
                     *_interface("iifname", wanted.interface),
                     _address("daddr", ipv6),
@@ -171,7 +164,7 @@ def _redirects(wanted: WantedState) -> Iterator[NftRule]:
             )
 
 
-def _guard_chain(wanted: WantedState) -> NftChain:
+def _guard_chain(wanted: WantedState) -> Chain:
     rules = list(_allowed("iifname", wanted))
     for ipv6 in (False, True):
         to = _address("daddr", ipv6)
@@ -179,36 +172,36 @@ def _guard_chain(wanted: WantedState) -> NftChain:
         pod = (_FROM_OUTSIDE, to)
         if _agent_address(wanted, ipv6) is None:
             # Refused at once, so that a program that prefers IPv6 falls back to IPv4 without waiting.
-            rules.append(NftRule((*pod, _HTTP, _count("ipv6"), _RESET)))
-            rules.append(NftRule((*pod, _count("ipv6"), _DROP)))
+            rules.append(Draft((*pod, _HTTP, _count("ipv6"), _RESET)))
+            rules.append(Draft((*pod, _count("ipv6"), _DROP)))
         else:
-            rules.append(NftRule((*pod, _HTTP, _count("bypass"), _DROP)))
-            rules.append(NftRule((*pod, _TCP, _count("other-port"), _DROP)))
-            rules.append(NftRule((*pod, _count("other-protocol"), _DROP)))
-    return NftChain("pods-guard", "filter", "prerouting", GUARD_PRIORITY, tuple(rules))
+            rules.append(Draft((*pod, _HTTP, _count("bypass"), _DROP)))
+            rules.append(Draft((*pod, _TCP, _count("other-port"), _DROP)))
+            rules.append(Draft((*pod, _count("other-protocol"), _DROP)))
+    return _chain("pods-guard", "filter", "prerouting", GUARD_PRIORITY, rules)
 
 
-def _answers_chain(wanted: WantedState) -> NftChain:
+def _answers_chain(wanted: WantedState) -> Chain:
     # Requests once more: a packet socket of the host's can have one come in on lo, for the host to forward.
     rules = [
-        NftRule((_address(field, ipv6), _count("bypass"), _DROP))
+        Draft((_address(field, ipv6), _count("bypass"), _DROP))
         for field in ("saddr", "daddr")
         for ipv6 in (False, True)
     ]
     allowed = (*_allowed("oifname", wanted), *_allowed("iifname", wanted))
-    return NftChain("answers-guard", "filter", "forward", GUARD_PRIORITY, (*allowed, *rules))
+    return _chain("answers-guard", "filter", "forward", GUARD_PRIORITY, (*allowed, *rules))
 
 
-def _agent_passes(host_pods: HostPods) -> tuple[NftRule, ...]:
+def _agent_passes(host_pods: HostPods) -> tuple[Draft, ...]:
     if host_pods.agent is None:
         return ()
-    return (NftRule((_in_cgroup(host_pods.agent), _RETURN), _cgroup_comment(host_pods.agent)),)
+    return (Draft((_in_cgroup(host_pods.agent), _RETURN), _cgroup_comment(host_pods.agent)),)
 
 
-def _host_network_chains(wanted: WantedState, host_pods: HostPods) -> Iterable[NftChain]:
+def _host_network_chains(wanted: WantedState, host_pods: HostPods) -> Iterable[Chain]:
     agent = _agent_passes(host_pods)
-    redirects: list[NftRule] = []
-    drops: list[NftRule] = []
+    redirects: list[Draft] = []
+    drops: list[Draft] = []
     for pods in host_pods.pods:
         comment = _cgroup_comment(pods)
         for ipv6 in (False, True):
@@ -216,100 +209,18 @@ def _host_network_chains(wanted: WantedState, host_pods: HostPods) -> Iterable[N
             address = _agent_address(wanted, ipv6)
             if wanted.host_network is HostNetwork.REDIRECT and address is not None:
                 parts = (to, _HTTP, _in_cgroup(pods), _count(REDIRECTS), _translate(address, wanted.port))
-                redirects.append(NftRule(parts, comment))
+                redirects.append(Draft(parts, comment))
             # A reset, so that the program is told at once.
-            drops.append(NftRule((to, _TCP, _in_cgroup(pods), _count("host-network"), _RESET), comment))
-            drops.append(NftRule((to, _in_cgroup(pods), _count("host-network"), _DROP), comment))
+            drops.append(Draft((to, _TCP, _in_cgroup(pods), _count("host-network"), _RESET), comment))
+            drops.append(Draft((to, _in_cgroup(pods), _count("host-network"), _DROP), comment))
     if redirects:
-        yield NftChain("host-pods-redirect", "nat", "output", REDIRECT_PRIORITY, (*agent, *redirects))
-    yield NftChain("host-pods-guard", "filter", "output", GUARD_PRIORITY, (*agent, *drops))
+        yield _chain("host-pods-redirect", "nat", "output", REDIRECT_PRIORITY, (*agent, *redirects))
+    yield _chain("host-pods-guard", "filter", "output", GUARD_PRIORITY, (*agent, *drops))
 
 
-def wanted_chains(wanted: WantedState, host_pods: HostPods) -> tuple[NftChain, ...]:
+def wanted_chains(wanted: WantedState, host_pods: HostPods) -> tuple[Chain, ...]:
     """What the table has to hold."""
     chains = [_redirect_chain(wanted), _guard_chain(wanted), _answers_chain(wanted)]
     if wanted.host_network is not HostNetwork.IGNORE:
         chains += _host_network_chains(wanted, host_pods)
     return tuple(chains)
-
-
-@dataclass(frozen=True, slots=True)
-class ListedChain:
-    """A chain of our table as the kernel has it."""
-
-    properties: Json
-    rules: tuple[tuple[Sequence[Json], str | None], ...]
-    """Each rule's expressions and comment."""
-
-
-def read_listing(listing: Json) -> dict[str, ListedChain]:
-    """The chains in what nft lists of our table as JSON."""
-    chains: dict[str, Json] = {}
-    rules: dict[str, list[tuple[Sequence[Json], str | None]]] = {}
-    for entry in listing.get("nftables", ()):
-        if chain := entry.get("chain"):
-            chains[chain["name"]] = {key: chain.get(key) for key in ("type", "hook", "prio", "policy")}
-        elif rule := entry.get("rule"):
-            rules.setdefault(rule["chain"], []).append((rule["expr"], rule.get("comment")))
-    return {name: ListedChain(properties, tuple(rules.get(name, ()))) for name, properties in chains.items()}
-
-
-def read_counters(listing: Json) -> dict[str, int]:
-    """Packets of each named counter in what nft lists of our table."""
-    found = [entry["counter"] for entry in listing.get("nftables", ()) if "counter" in entry]
-    return {counter["name"]: int(counter["packets"]) for counter in found}
-
-
-def _comparable(expression: Json) -> Json:
-    # How a cgroup is listed depends on where this process sees cgroup2; its number is in the comment.
-    match expression:
-        case {"match": {"left": {"socket": _}, "op": operator}}:
-            return {"match": {"left": "socket cgroupv2", "op": operator}}
-    return expression
-
-
-def _same_rule(rule: NftRule, listed: tuple[Sequence[Json], str | None]) -> bool:
-    expressions, comment = listed
-    wanted = [_comparable(part.json) for part in rule.parts]
-    return comment == rule.comment and wanted == [_comparable(expression) for expression in expressions]
-
-
-def differences(chains: Sequence[NftChain], listed: Mapping[str, ListedChain], counters: Iterable[str]) -> list[str]:
-    """What differs between what the table has to hold and what it holds, one line each."""
-    problems: list[str] = []
-    for chain in chains:
-        present = listed.get(chain.name)
-        if present is None:
-            problems.append(f"the chain {chain.name} is missing")
-            continue
-        if present.properties != chain.properties:
-            problems.append(f"the chain {chain.name} is another kind of chain: {present.properties}")
-        for number, rule in enumerate(chain.rules):
-            if number >= len(present.rules) or not _same_rule(rule, present.rules[number]):
-                problems.append(f"missing in {chain.name}, or not in its place: {rule.text}")
-        if len(present.rules) > len(chain.rules):
-            problems.append(f"the chain {chain.name} has {len(present.rules) - len(chain.rules)} rules too many")
-    names = {chain.name for chain in chains}
-    problems += [f"the chain {name} is of another version of ours" for name in listed if name not in names]
-    problems += [f"the counter {name} is missing" for name in COUNTERS if name not in set(counters)]
-    return problems
-
-
-def install_script(chains: Sequence[NftChain], listed: Mapping[str, ListedChain]) -> str:
-    """Bring the table to what it has to hold: commands of nft's, which happen all together or not at all.
-
-    A chain that stays is emptied and filled, not deleted: its rules are exchanged in one moment, and a chain that is
-    deleted and added would be hooked twice or, for a packet under way, not at all. Adding a counter that is there keeps
-    its count. In nft's own language, as its JSON knows no ``socket cgroupv2``.
-    """
-    lines = [f"add table {FAMILY} {TABLE}"]
-    lines += [f"add counter {FAMILY} {TABLE} {name}" for name in COUNTERS]
-    wanted = {chain.name: chain for chain in chains}
-    for name, present in listed.items():
-        keep = name in wanted and present.properties == wanted[name].properties
-        lines += [f"{verb} chain {FAMILY} {TABLE} {name}" for verb in (("flush",) if keep else ("flush", "delete"))]
-    for chain in chains:
-        hook = f"type {chain.kind} hook {chain.hook} priority {chain.priority}; policy accept;"
-        lines.append(f"add chain {FAMILY} {TABLE} {chain.name} {{ {hook} }}")
-        lines += [f"add rule {FAMILY} {TABLE} {chain.name} {rule.text}" for rule in chain.rules]
-    return "\n".join([*lines, ""])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kiam.metadata import METADATA_IPV4
-from kiam.netfilter.model import Action, Table, Tri
-from kiam.netfilter.packets import Packet
+from kiam.netfilter.conditions import Tri
+from kiam.netfilter.model import Action, Table
+from kiam.netfilter.packets import NO_INTERFACE, Packet
 from kiam.netfilter.walk import Hit, hits_at
 from kiam.verify.fix import Fix
 from kiam.verify.fixes import Fixes
@@ -18,8 +19,8 @@ TAKING = frozenset({Action.DNAT, Action.REDIRECT, Action.DROP, Action.REJECT})
 
 def host_hits(tables: Sequence[Table]) -> list[Hit]:
     """What surely redirects or drops a connection of the host's own to the metadata service."""
-    # Packets of the host come in on no interface; rules that name one in an output chain can't be there.
-    packet = Packet("", METADATA_IPV4)
+    # Rules that name an incoming interface can't be in an output chain.
+    packet = Packet(NO_INTERFACE, METADATA_IPV4)
     return [
         hit
         for hit in hits_at(tables, packet, "output")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from kiam.dataplane.contract import WantedState
 from kiam.dataplane.registry import documented
-from kiam.netfilter.model import Action, Chain, Table, Tri
+from kiam.netfilter.conditions import Tri
+from kiam.netfilter.model import Action, Chain, Table
 from kiam.netfilter.packets import Packet
 from kiam.netfilter.walk import Hit, base_chains, hits_at, walk
 from kiam.verify.fix import Fix, FixKind

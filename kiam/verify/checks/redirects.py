@@ -9,24 +9,14 @@ from ipaddress import IPv4Address, ip_network
 from kiam.dataplane.addresses import is_local
 from kiam.dataplane.contract import WantedState
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
-from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern
-from kiam.netfilter.model import (
-    Action,
-    Chain,
-    ComesInOn,
-    DestinationIn,
-    PortIn,
-    ProtocolIs,
-    Rule,
-    SourceIn,
-    StateIn,
-    Table,
-    Tri,
-)
-from kiam.netfilter.packets import Packet
+from kiam.netfilter.conditions import ComesInOn, DestinationIn, PortIn, ProtocolIs, SourceIn, StateIn, Tri
+from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.model import Action, Chain, Rule, Table
+from kiam.netfilter.packets import NO_INTERFACE, Packet
 from kiam.netfilter.walk import base_chains, walk
 
 METADATA_NETWORK = ip_network(f"{METADATA_IPV4}/32")
+ORDINARY = Packet(NO_INTERFACE, METADATA_IPV4)
 TRANSLATIONS = frozenset({Action.DNAT, Action.REDIRECT})
 
 
@@ -97,7 +87,7 @@ def differences(rule: Rule, wanted: WantedState) -> tuple[str, ...]:
                     found.append(f"address {_names(networks, negated)} instead of {METADATA_NETWORK}")
             case ComesInOn(patterns, negated):
                 interface = True
-                if _as_pattern(patterns, negated) != wanted.interface:
+                if condition.pattern != wanted.interface:
                     found.append(f"interface {_names(patterns, negated)} instead of {wanted.interface}")
             case ProtocolIs(protocols, negated):
                 protocol = True
@@ -109,10 +99,10 @@ def differences(rule: Rule, wanted: WantedState) -> tuple[str, ...]:
                     text = _names([f"{a}" if a == b else f"{a}-{b}" for a, b in ranges], negated)
                     found.append(f"destination port {text} instead of {METADATA_PORT}")
             case SourceIn(networks, negated):
-                if condition.holds(Packet("", METADATA_IPV4)) is not Tri.YES:
+                if condition.holds(ORDINARY) is not Tri.YES:
                     found.append(f"only from {_names(networks, negated)}")
             case StateIn():
-                if condition.holds(Packet("", METADATA_IPV4)) is not Tri.YES:
+                if condition.holds(ORDINARY) is not Tri.YES:
                     found.append("not for new connections")
             case _:
                 found.append(f"only if {condition}")
@@ -133,13 +123,6 @@ def differences(rule: Rule, wanted: WantedState) -> tuple[str, ...]:
 
 def _names(values: Sequence[object], negated: bool) -> str:
     return "not " * negated + ",".join(str(value) for value in values)
-
-
-def _as_pattern(patterns: Sequence[InterfacePattern], negated: bool) -> InterfacePattern | None:
-    if len(patterns) != 1:
-        return None
-    only = patterns[0]
-    return InterfacePattern(only.name, only.wildcard, only.inverted is not negated)
 
 
 def works(redirect: Redirect, tables: Sequence[Table], packets: Sequence[Packet], wanted: WantedState) -> bool:
@@ -184,9 +167,7 @@ def made_by_hand(tables: Sequence[Table]) -> tuple[IPv4Address, int, InterfacePa
                     continue
                 if not _for_metadata(rule) or not is_local(address):
                     continue
-                patterns = [one for one in rule.conditions if isinstance(one, ComesInOn)]
-                pattern = _as_pattern(patterns[0].patterns, patterns[0].negated) if patterns else EVERY_INTERFACE
-                if pattern is not None:
-                    state = WantedState(address, port, pattern)
-                    found.append((len(differences(rule, state)), (address, port, pattern)))
+                if rule.interface is not None:
+                    state = WantedState(address, port, rule.interface)
+                    found.append((len(differences(rule, state)), (address, port, rule.interface)))
     return min(found, key=lambda one: one[0])[1] if found else None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kiam.dataplane.cgroups import Cgroup, HostPods
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.iptables.backend import choose_backend
+from kiam.dataplane.iptables.ours import made_by_us, own_hooks
 from kiam.dataplane.iptables.rules import (
     FROM_METADATA,
     HOST_NETWORK,
@@ -19,18 +20,15 @@ from kiam.dataplane.iptables.rules import (
     TABLES,
     TO_METADATA,
     documented_command,
-    install_script,
-    made_by_us,
-    own_hooks,
-    problems_of,
     redirect_rule,
-    remove_script,
     table_rules,
 )
+from kiam.dataplane.iptables.script import install_script, problems_of, remove_script
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from kiam.netfilter.iptables import failure
-from kiam.netfilter.xtables import Rule, Ruleset, parse_save
+from kiam.netfilter.iptables_listing import make_rule, parse_tables, split_words
+from kiam.netfilter.model import Action, Chain, Rule, Ruleset, Table
 
 HOST = IPv4Address("10.0.0.1")
 HOST6 = IPv6Address("2001:db8::1")
@@ -58,7 +56,7 @@ STATES = st.builds(
 )
 def test_the_redirect_is_the_documented_text(pattern: str, interface: str) -> None:
     wanted = WantedState(HOST, 8181, InterfacePattern.parse(pattern))
-    assert str(redirect_rule(wanted)) == (
+    assert redirect_rule(wanted).text == (
         f"-A PREROUTING -d 169.254.169.254/32{interface} -p tcp -m tcp --dport 80 "
         "-j DNAT --to-destination 10.0.0.1:8181"
     )
@@ -73,21 +71,21 @@ def test_the_documented_command_is_the_contracts() -> None:
 
 def test_over_ipv6_pods_are_led_to_the_agent_or_to_a_closed_port() -> None:
     match = "-A PREROUTING -d fd00:ec2::254/128 -i cali+ -p tcp -m tcp --dport 80 "
-    assert str(redirect_rule(WANTED, ipv6=True)) == match + "-j REDIRECT --to-ports 1"
+    assert redirect_rule(WANTED, ipv6=True).text == match + "-j REDIRECT --to-ports 1"
     to_agent = WantedState(HOST, 8181, CALI, HOST6)
-    assert str(redirect_rule(to_agent, ipv6=True)) == match + "-j DNAT --to-destination [2001:db8::1]:8181"
+    assert redirect_rule(to_agent, ipv6=True).text == match + "-j DNAT --to-destination [2001:db8::1]:8181"
 
 
 def test_what_gets_past_the_redirect_is_dropped_by_reason() -> None:
     rules = table_rules("mangle", WANTED, NOBODY, ipv6=False)
-    assert [str(rule) for rule in rules.hooks] == [
+    assert [rule.text for rule in rules.hooks] == [
         "-A FORWARD -d 169.254.169.254/32 -j KIAM-TO-METADATA",
         "-A FORWARD -s 169.254.169.254/32 -j KIAM-FROM-METADATA",
         "-A INPUT -d 169.254.169.254/32 ! -i lo -j KIAM-TO-METADATA",
     ]
     reasons = [rule.comment for rule in rules.chains[TO_METADATA]]
     assert reasons == ["other-interface", "bypass", "other-port", "other-protocol"]
-    assert {rule.target for chain in (TO_METADATA, FROM_METADATA) for rule in rules.chains[chain]} == {"DROP"}
+    assert {rule.action for chain in (TO_METADATA, FROM_METADATA) for rule in rules.chains[chain]} == {Action.DROP}
 
 
 @pytest.mark.parametrize(
@@ -96,31 +94,39 @@ def test_what_gets_past_the_redirect_is_dropped_by_reason() -> None:
 def test_what_comes_in_elsewhere_than_pods_do_is_dropped_for_that_reason(pattern: str, others: str) -> None:
     wanted = WantedState(HOST, 8181, InterfacePattern.parse(pattern))
     chain = table_rules("mangle", wanted, NOBODY, ipv6=False).chains[TO_METADATA]
-    assert str(chain[0]) == f"-A KIAM-TO-METADATA {others} -m comment --comment other-interface -j DROP"
+    assert chain[0].text == f"-A KIAM-TO-METADATA {others} -m comment --comment other-interface -j DROP"
 
 
 def test_an_allowed_interface_is_neither_redirected_nor_dropped() -> None:
     wanted = WantedState(HOST, 8181, CALI, forward_from=InterfacePattern.parse("virbr0"))
     nat, mangle = (table_rules(table, wanted, NOBODY, ipv6=False) for table in ("nat", "mangle"))
-    assert [str(rule) for rule in nat.hooks] == [
+    assert [rule.text for rule in nat.hooks] == [
         "-A PREROUTING -d 169.254.169.254/32 -i virbr0 -j ACCEPT",
-        str(redirect_rule(wanted)),
+        redirect_rule(wanted).text,
     ]
     assert len(nat.chains[INSTALLED]) == 2
-    assert str(mangle.chains[TO_METADATA][0]) == "-A KIAM-TO-METADATA -i virbr0 -j RETURN"
-    assert str(mangle.chains[FROM_METADATA][0]) == "-A KIAM-FROM-METADATA -o virbr0 -j RETURN"
+    assert mangle.chains[TO_METADATA][0].text == "-A KIAM-TO-METADATA -i virbr0 -j RETURN"
+    assert mangle.chains[FROM_METADATA][0].text == "-A KIAM-FROM-METADATA -o virbr0 -j RETURN"
 
 
 def test_host_network_pods_are_told_by_cgroup_and_the_agent_passes() -> None:
     wanted = WantedState(HOST, 8181, CALI, host_network=HostNetwork.REDIRECT)
     nat = table_rules("nat", wanted, PODS, ipv6=False)
-    assert str(nat.hooks[1]) == (
+    assert nat.hooks[1].text == (
         "-A OUTPUT -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m cgroup --path kubepods.slice -j KIAM-HOST-NETWORK"
     )
-    assert [rule.target for rule in nat.chains[HOST_NETWORK]] == ["RETURN", "DNAT"]
+    assert [rule.action for rule in nat.chains[HOST_NETWORK]] == [Action.RETURN, Action.DNAT]
     mangle = table_rules("mangle", wanted, PODS, ipv6=False)
-    assert [rule.target for rule in mangle.chains[HOST_NETWORK]] == ["RETURN", "DROP"]
+    assert [rule.action for rule in mangle.chains[HOST_NETWORK]] == [Action.RETURN, Action.DROP]
     assert mangle.hooks[-1].chain == "POSTROUTING"
+
+
+def rule_of(chain: str, text: str) -> Rule:
+    return make_rule(chain, *split_words(text))
+
+
+def table_of(chains: dict[str, list[Rule]]) -> Table:
+    return Table("iptables-nft", "ip", "", {name: Chain(name, rules) for name, rules in chains.items()})
 
 
 def apply(script: str, saved: dict[str, dict[str, list[Rule]]]) -> None:
@@ -138,11 +144,11 @@ def apply(script: str, saved: dict[str, dict[str, list[Rule]]]) -> None:
             assert chain not in table
             table[chain] = []
         elif verb == "-D":
-            table[chain].remove(Rule.parse(chain, text))
+            table[chain].remove(rule_of(chain, text))
         elif verb == "-A":
-            table[chain].append(Rule.parse(chain, text))
+            table[chain].append(rule_of(chain, text))
         elif verb == "-I":
-            table[chain].insert(0, Rule.parse(chain, text.removeprefix("1 ")))
+            table[chain].insert(0, rule_of(chain, text.removeprefix("1 ")))
         elif verb == "-F":
             table[chain].clear()
         elif verb == "-X":
@@ -165,40 +171,42 @@ def test_any_state_follows_any_other_and_removal_leaves_what_was(
     for wanted in states:
         for name in TABLES:
             rules = table_rules(name, wanted, PODS, ipv6)
-            script = install_script(name, ruleset[name], rules, sorted({*made_by_us(ruleset[name]), *made}))
+            script = install_script(
+                name, table_of(ruleset[name]), rules, sorted({*made_by_us(table_of(ruleset[name])), *made})
+            )
             apply(script, ruleset)
-            assert list(problems_of(name, ruleset[name], rules, wanted.interface)) == []
-            assert made_by_us(ruleset[name]) == tuple(sorted(made))
+            assert list(problems_of(name, table_of(ruleset[name]), rules, wanted.interface)) == []
+            assert made_by_us(table_of(ruleset[name])) == tuple(sorted(made))
             for hook in rules.hooks:
-                assert own_hooks(ruleset[name]).count(hook) == 1
+                assert own_hooks(table_of(ruleset[name])).count(hook) == 1
     for name in TABLES:
-        script_out = remove_script(name, ruleset[name])
+        script_out = remove_script(name, table_of(ruleset[name]))
         assert script_out is not None
         apply(script_out, ruleset)
-        assert remove_script(name, ruleset[name]) is None
+        assert remove_script(name, table_of(ruleset[name])) is None
     assert ruleset == built_in()
 
 
 def test_rules_that_read_like_ours_but_lead_elsewhere_are_not_ours() -> None:
     ruleset = built_in()
-    apply(install_script("nat", ruleset["nat"], table_rules("nat", WANTED, NOBODY, False), []), ruleset)
-    other = Rule.parse("PREROUTING", redirect_rule(WantedState(HOST, 9999, CALI)).text)
+    apply(install_script("nat", table_of(ruleset["nat"]), table_rules("nat", WANTED, NOBODY, False), []), ruleset)
+    other = redirect_rule(WantedState(HOST, 9999, CALI))
     ruleset["nat"]["PREROUTING"].append(other)
-    script = remove_script("nat", ruleset["nat"])
+    script = remove_script("nat", table_of(ruleset["nat"]))
     assert script is not None
     assert "9999" not in script
 
 
 def test_what_is_missing_is_told_with_the_rule() -> None:
     rules = table_rules("nat", WANTED, NOBODY, False)
-    problems = list(problems_of("nat", {"PREROUTING": [redirect_rule(WANTED)]}, rules, CALI))
+    problems = list(problems_of("nat", table_of({"PREROUTING": [redirect_rule(WANTED)]}), rules, CALI))
     assert problems[0].endswith("(there is one alike that isn't ours)")
     assert problems[1] == f"the chain {INSTALLED} of nat is missing"
 
 
 def ruleset_of(*lines: str, hint: bool = False) -> Ruleset:
     mangle = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n" if hint else ""
-    return parse_save(mangle + "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *lines, "COMMIT"]))
+    return parse_tables(mangle + "\n".join(["*filter", ":FORWARD ACCEPT [0:0]", *lines, "COMMIT"]), "iptables-nft")
 
 
 @pytest.mark.parametrize(

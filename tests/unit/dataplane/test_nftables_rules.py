@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,12 @@ import pytest
 from kiam.dataplane.cgroups import Cgroup, HostPods
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.dataplane.nftables import failure
-from kiam.dataplane.nftables.rules import (
-    COUNTERS,
-    ListedChain,
-    differences,
-    install_script,
-    read_counters,
-    read_listing,
-    wanted_chains,
-)
+from kiam.dataplane.nftables.rules import COUNTERS, FAMILY, TABLE, wanted_chains
+from kiam.dataplane.nftables.script import differences, install_script
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern
+from kiam.netfilter.model import Chain, Table
+from kiam.netfilter.nft_listing import parse_nft_ruleset
 
 HOST = IPv4Address("10.0.0.1")
 CALI = InterfacePattern.parse("cali+")
@@ -36,14 +32,23 @@ PODS = HostPods(
 
 def listing_of(wanted: WantedState, host_pods: HostPods = NOBODY) -> dict[str, Any]:
     """What libnftables would list after that state was installed."""
-    entries: list[dict[str, Any]] = [{"metainfo": {}}, {"table": {"family": "inet", "name": "kiam"}}]
-    entries += [{"counter": {"name": name, "packets": number}} for number, name in enumerate(COUNTERS)]
+    place = {"family": FAMILY, "table": TABLE}
+    entries: list[dict[str, Any]] = [{"metainfo": {}}, {"table": {"family": FAMILY, "name": TABLE}}]
+    entries += [{"counter": {**place, "name": name, "packets": number}} for number, name in enumerate(COUNTERS)]
     for chain in wanted_chains(wanted, host_pods):
-        entries.append({"chain": {"name": chain.name, "handle": 1, **chain.properties}})
+        hook = {"type": chain.kind, "hook": chain.hook, "prio": chain.priority, "policy": "accept"}
+        entries.append({"chain": {**place, "name": chain.name, "handle": 1, **hook}})
         for rule in chain.rules:
             comment = {"comment": rule.comment} if rule.comment else {}
-            entries.append({"rule": {"chain": chain.name, "expr": [part.json for part in rule.parts], **comment}})
-    return copy.deepcopy({"nftables": entries})
+            entries.append(
+                {"rule": {**place, "chain": chain.name, "expr": list(map(json.loads, rule.parts)), **comment}}
+            )
+    return {"nftables": entries}
+
+
+def read(listing: dict[str, Any]) -> Table:
+    (table,) = parse_nft_ruleset(listing)
+    return table
 
 
 def rules_of(wanted: WantedState, chain: str, host_pods: HostPods = NOBODY) -> list[str]:
@@ -119,37 +124,43 @@ def test_denied_host_network_pods_have_no_redirect() -> None:
 def test_a_listing_of_the_wanted_state_does_not_differ(host_network: HostNetwork) -> None:
     wanted = WantedState(HOST, 8181, CALI, host_network=host_network)
     listing = listing_of(wanted, PODS)
-    assert differences(wanted_chains(wanted, PODS), read_listing(listing), read_counters(listing)) == []
+    assert differences(wanted_chains(wanted, PODS), read(listing)) == []
 
 
 @pytest.mark.parametrize("number", range(2 + len(COUNTERS), len(listing_of(WANTED)["nftables"])))
 def test_whatever_chain_or_rule_is_missing_is_told(number: int) -> None:
     listing = listing_of(WANTED)
     del listing["nftables"][number]
-    assert differences(wanted_chains(WANTED, HostPods()), read_listing(listing), read_counters(listing))
+    assert differences(wanted_chains(WANTED, HostPods()), read(listing))
 
 
 def test_another_port_cgroup_or_counter_is_told() -> None:
     chains = wanted_chains(WantedState(HOST, 9999, CALI), HostPods())
     listing = listing_of(WANTED)
-    assert ":9999" in differences(chains, read_listing(listing), read_counters(listing))[0]
-    assert differences(wanted_chains(WANTED, HostPods()), read_listing(listing), ["redirects"])
+    assert ":9999" in differences(chains, read(listing))[0]
+    assert differences(wanted_chains(WANTED, HostPods()), replace(read(listing), counters={}))
 
     wanted = WantedState(HOST, 8181, CALI, host_network=HostNetwork.DENY)
     remade = HostPods((Cgroup(PODS.pods[0].path, PODS.pods[0].name, 99),), PODS.agent)
-    found = differences(wanted_chains(wanted, remade), read_listing(listing_of(wanted, PODS)), COUNTERS)
+    found = differences(wanted_chains(wanted, remade), read(listing_of(wanted, PODS)))
     assert any("cgroup 99" in line for line in found)
+
+
+def test_a_cgroup_is_told_by_its_number_however_its_path_is_listed() -> None:
+    wanted = WantedState(HOST, 8181, CALI, host_network=HostNetwork.DENY)
+    listing = listing_of(wanted, PODS)
+    for entry in listing["nftables"]:
+        for statement in entry.get("rule", {}).get("expr", ()):
+            if "socket" in str(statement):
+                statement["match"] |= {"left": {"socket": {"key": "cgroupv2", "level": 1}}, "right": "/../elsewhere"}
+    assert differences(wanted_chains(wanted, PODS), read(listing)) == []
 
 
 def test_chains_that_stay_are_emptied_and_others_deleted() -> None:
     chains = wanted_chains(WANTED, HostPods())
     kept = chains[0]
-    listed = {
-        kept.name: ListedChain(kept.properties, ()),
-        "pods-guard": ListedChain({**chains[1].properties, "prio": 0}, ()),
-        "older": ListedChain({}, ()),
-    }
-    script = install_script(chains, listed)
+    listed = [replace(kept, rules=()), replace(chains[1], rules=(), priority=0), Chain("older")]
+    script = install_script(chains, Table("nft", FAMILY, TABLE, {chain.name: chain for chain in listed}))
     assert "flush chain inet kiam pods-redirect" in script
     assert "delete chain inet kiam pods-redirect" not in script
     assert "delete chain inet kiam pods-guard" in script

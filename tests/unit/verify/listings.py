@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from kiam.dataplane.contract import WantedState
 from kiam.netfilter.interfaces import InterfacePattern
-from kiam.netfilter.iptables_listing import parse_iptables_save
+from kiam.netfilter.iptables_listing import parse_tables
 from kiam.netfilter.model import Table
 from kiam.netfilter.packets import Packet, metadata_packet
 from kiam.verify.fixes import BY_HAND, Fixes
@@ -37,7 +37,7 @@ def save(*rules: str, table: str = "nat", chains: Sequence[str] = (), policy: st
 
 def tables(*saves: str, tool: str = "iptables-nft") -> list[Table]:
     """Those listings, parsed."""
-    return [table for text in saves for table in parse_iptables_save(text, tool)]
+    return [table for text in saves for table in parse_tables(text, tool).values()]
 
 
 def nat(*rules: str, chains: Sequence[str] = (), tool: str = "iptables-nft") -> list[Table]:
@@ -47,5 +47,8 @@ def nat(*rules: str, chains: Sequence[str] = (), tool: str = "iptables-nft") -> 
 
 def packet(**changes: object) -> Packet:
     """A pod's first packet to the metadata service, with changes."""
-    fields: dict[str, object] = {"interface": "cali0", "destination": IPv4Address("169.254.169.254")} | changes
+    fields: dict[str, object] = {
+        "interface": InterfacePattern("cali0"),
+        "destination": IPv4Address("169.254.169.254"),
+    } | changes
     return Packet(**fields)  # type: ignore[arg-type]  # the fields' types differ

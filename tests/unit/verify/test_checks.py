@@ -264,7 +264,7 @@ def test_calicos_chains_for_a_pod_leave_it_open() -> None:
         )
     )
     assert check_firewall(listing, [packet()], WANTED)[0].status is Status.PASS
-    assert check_firewall(listing, [packet(interface="cali1")], WANTED)[0].status is Status.FAIL
+    assert check_firewall(listing, [packet(interface=InterfacePattern("cali1"))], WANTED)[0].status is Status.FAIL
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from kiam.netfilter.model import Table, Tri
+from kiam.netfilter.conditions import Tri
+from kiam.netfilter.model import Table
 from kiam.netfilter.nft_listing import parse_nft_ruleset
 from kiam.verify.checks.precedence import check_firewall, check_precedence
 from kiam.verify.checks.redirect import check_redirect

@@ -60,6 +60,14 @@ def test_patterns_that_overlap_share_a_name(one: InterfacePattern, other: Interf
     assert one.overlaps(other) == any(one.matches(name) and other.matches(name) for name in names)
 
 
+@given(PATTERNS, PATTERNS)
+def test_a_pattern_covers_another_when_it_takes_all_its_names(one: InterfacePattern, other: InterfacePattern) -> None:
+    stems = {one.name, other.name, "zz"}
+    names = stems | {stem + tail for stem in stems for tail in ("z", "zz")}
+    assert one.covers(other) == all(one.matches(name) for name in names if other.matches(name))
+    assert InterfacePattern.parse("+").covers(other)
+
+
 def test_forwarding_is_dropped_or_allowed_for_an_interface_by_name() -> None:
     assert parse_forward_metadata("drop") is None
     assert parse_forward_metadata("allow:virbr+") == InterfacePattern("virbr", wildcard=True)

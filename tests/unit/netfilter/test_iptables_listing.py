@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.netfilter.iptables_listing import parse_iptables_save, parse_rule
-from kiam.netfilter.model import Action, Tri
+from kiam.netfilter.conditions import Tri
+from kiam.netfilter.iptables_listing import make_rule, parse_rule, parse_tables, specification, split_words
+from kiam.netfilter.model import Action
 from tests.unit.verify.listings import RULE, packet, save
 
 YES, NO, MAYBE = Tri.YES, Tri.NO, Tri.MAYBE
@@ -102,25 +103,58 @@ def test_a_target_is_read(target: str, action: Action, to: tuple[str | None, int
 
 def test_a_listing_gives_tables_chains_hooks_and_policies() -> None:
     listing = "# Generated\n" + save(RULE, chains=["KUBE-SERVICES"]) + save(table="filter", policy="DROP")
-    nat, filter_ = parse_iptables_save(listing, "iptables-legacy")
+    nat, filter_ = parse_tables(listing, "iptables-legacy").values()
     assert (nat.name, nat.family, nat.tool) == ("nat", "ip", "iptables-legacy")
     prerouting = nat.chains["PREROUTING"]
     assert (prerouting.hook, prerouting.kind, prerouting.priority) == ("prerouting", "nat", -100)
     assert nat.chains["KUBE-SERVICES"].hook == ""
     assert [rule.text for rule in prerouting.rules] == [RULE]
     assert filter_.chains["INPUT"].policy is Action.DROP
-    assert parse_iptables_save(save(), "ip6tables-nft")[0].family == "ip6"
+    assert parse_tables(save(), "ip6tables-nft")["nat"].family == "ip6"
+
+
+def test_a_rules_counters_are_read_wherever_they_stand() -> None:
+    saved, verbose = "[3:180] -A PREROUTING -p tcp -j ACCEPT", "-A PREROUTING -p tcp -c 3 180 -j ACCEPT"
+    for line in (saved, verbose):
+        rule = parse_rule(line)
+        assert (rule.packets, rule.bytes, rule.text) == (3, 180, "-A PREROUTING -p tcp -j ACCEPT")
+        assert rule == parse_rule("-A PREROUTING -p tcp -j ACCEPT")
+
+
+def test_a_comment_that_looks_like_the_counters_option_is_a_comment() -> None:
+    rule = parse_rule('-A PREROUTING -m comment --comment "-c" -c 12 750 -j ACCEPT')
+    assert rule.parts == ("-m", "comment", "--comment", "-c", "-j", "ACCEPT")
+    assert (rule.comment, rule.packets, rule.bytes) == ("-c", 12, 750)
+
+
+def test_the_listing_of_one_table_is_read_with_its_empty_chains() -> None:
+    listing = "-P PREROUTING ACCEPT -c 9 540\n-N KIAM-INSTALLED\n-A PREROUTING -p tcp -c 3 180 -j ACCEPT\n"
+    table = parse_tables(listing, "iptables-nft", "nat")["nat"]
+    assert [rule.packets for rule in table.rules("PREROUTING")] == [3]
+    assert list(table.chains) == ["PREROUTING", "KIAM-INSTALLED"]
+    assert len(table.rules("KIAM-INSTALLED")) == 0
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1), min_size=1))
+def test_words_read_back_whatever_is_quoted(words: list[str]) -> None:
+    rule = make_rule("X", *words)
+    assert split_words(specification(rule)) == rule.parts
+
+
+@pytest.mark.parametrize("words", ["-d nowhere", "-p tcp --dport x", "-i a/b", "!", "-f"])
+def test_what_can_not_be_read_is_neither_a_match_nor_none(words: str) -> None:
+    assert parse_rule(f"-A PREROUTING {words} -j DROP").matches(packet()) is MAYBE
 
 
 def test_nonsense_is_no_table() -> None:
-    assert parse_iptables_save("", "iptables-nft") == []
-    assert parse_iptables_save("# Table `nat' is incompatible, use 'nft' tool.\n", "iptables-nft") == []
+    assert parse_tables("", "iptables-nft") == {}
+    assert parse_tables("# Table `nat' is incompatible, use 'nft' tool.\n", "iptables-nft") == {}
 
 
 def test_what_a_comment_holds_is_no_line_of_its_own() -> None:
     for separator in "\u2028\u2029\x0b\x0c\x1c\x85":
         line = f'-A PREROUTING -m comment --comment "a{separator}-A PREROUTING -j DROP" -p tcp -j ACCEPT'
-        (table,) = parse_iptables_save(f"*nat\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n", "iptables-nft")
+        (table,) = parse_tables(f"*nat\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n", "iptables-nft").values()
         assert [rule.action for rule in table.chains["PREROUTING"].rules] == [Action.ACCEPT]
 
 
