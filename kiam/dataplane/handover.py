@@ -16,6 +16,9 @@ from kiam.dataplane.contract import Condition, WantedState
 from kiam.dataplane.registry import DATAPLANES, load_dataplane
 from kiam.errors import UserError
 
+INSTALLS = 3
+"""What the node has may change while it is installed for: kubelet makes a cgroup, another program puts a rule first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Others:
@@ -40,16 +43,17 @@ def install(name: str, wanted: WantedState, keep_others: bool = False) -> Others
     The others stay where the new one isn't found to be just as wanted: two are better than none.
     """
     dataplane = load_dataplane(name)
-    dataplane.install(wanted)
-    if keep_others:
-        return Others()
-    inspection = dataplane.inspect(wanted)
-    if inspection.condition is not Condition.INSTALLED:
-        raise UserError(
-            f"{name} is not as wanted after its install ({'; '.join(inspection.problems) or inspection.condition}), "
-            "so other dataplanes were left in place"
-        )
-    return take_others_out(name)
+    for _ in range(INSTALLS):
+        dataplane.install(wanted)
+        if keep_others:
+            return Others()
+        inspection = dataplane.inspect(wanted)
+        if inspection.condition is Condition.INSTALLED:
+            return take_others_out(name)
+    raise UserError(
+        f"{name} is not as wanted after its install ({'; '.join(inspection.problems) or inspection.condition}), "
+        "so other dataplanes were left in place"
+    )
 
 
 def take_others_out(name: str) -> Others:
