@@ -9,19 +9,14 @@ Kubelet puts every pod below one cgroup (Kubernetes, "Configuring a cgroup drive
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from kiam.dataplane.contract import HostNetwork, WantedState
 from kiam.errors import UserError
-
-T = TypeVar("T")
 
 CGROUP_VARIABLE = "KIAM_EBPF_CGROUP"
 """Names a cgroup that stands for the machine: kubelet's are looked for below it alone, and eBPF programs go there."""
@@ -29,10 +24,6 @@ GONE = "(gone)"
 """Read back for the agent's cgroup where the kernel holds one that is no more: no path, so that nothing matches it."""
 ROOT_CGROUP_ID = 1
 """The hierarchy's real root (``cgroup_id`` is 64 bits and the inode number in cgroup2; kernfs gives its root 1)."""
-HOST_CGROUP_NAMESPACE_INODE = 0xEFFFFFFB
-"""``PROC_CGROUP_INIT_INO``, linux/proc_ns.h: the first cgroup namespace, the one the host's processes are in."""
-CLONE_NEWCGROUP = 0x02000000
-"""linux/sched.h."""
 _SEARCH_DEPTH = 4
 """``--cgroup-root`` is rarely set and short where it is (kind: /kubelet.slice/kubelet-kubepods.slice)."""
 _PODS_ROOT = re.compile(r"(?:[a-zA-Z0-9_.\\-]+-)?kubepods\.slice|kubepods")
@@ -72,7 +63,8 @@ def _cgroup2_mount_points(mountinfo: str) -> Iterator[Path]:
             yield Path(place)
 
 
-def _inode(path: Path) -> int | None:
+def inode_of(path: Path) -> int | None:
+    """A file's inode number; None where it can't be read."""
     try:
         return path.stat().st_ino
     except OSError:
@@ -88,7 +80,7 @@ def find_cgroup2_root(mountinfo: str | None = None) -> Path:
     text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
     places = list(_cgroup2_mount_points(text))
     for place in places:
-        if _inode(place) == ROOT_CGROUP_ID:
+        if inode_of(place) == ROOT_CGROUP_ID:
             return place
     if places:
         raise UserError(
@@ -196,19 +188,6 @@ def named_cgroup(root: Path, name: str) -> Cgroup:
     return Cgroup.at(path, root)
 
 
-def _host_cgroup_namespace() -> Path:
-    # Any process of the host's will do. One with capabilities that this one hasn't, the first perhaps, is unreadable.
-    pids = sorted(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
-    for pid in pids:
-        namespace = Path(f"/proc/{pid}/ns/cgroup")
-        if _inode(namespace) == HOST_CGROUP_NAMESPACE_INODE:
-            return namespace
-    raise UserError(
-        "this container has a cgroup namespace of its own, in which the kernel finds no other pod's cgroup: set "
-        "hostPID: true and add the capability SYS_PTRACE to it, or run 'kiam dataplane install' on the node itself"
-    )
-
-
 def cgroup_of_id(root: Path, cgroup_id: int, level: int) -> Cgroup | None:
     """The cgroup of that identifier, which the kernel doesn't use twice; None where it has gone."""
     for path in root.glob("/".join("*" * level)):
@@ -235,41 +214,3 @@ def find_host_pods(wanted: WantedState) -> HostPods:
     root = find_cgroup2_root()
     agent = own_pod_cgroup(root) if wanted.agent_cgroup is None else named_cgroup(root, wanted.agent_cgroup)
     return HostPods(require_pod_cgroups(root), agent)
-
-
-def _enter_host_cgroup_namespace() -> None:
-    with _host_cgroup_namespace().open("rb") as handle:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(handle.fileno(), CLONE_NEWCGROUP):
-            error = os.strerror(ctypes.get_errno())
-            raise UserError(
-                f"can't enter the host's cgroup namespace ({error}): the container needs the capability SYS_ADMIN"
-            )
-
-
-def in_host_cgroup_namespace(work: Callable[[], T]) -> T:
-    """Run ``work`` where cgroup paths and levels are counted from the real root, and return what it returns.
-
-    Newer kernels resolve ``-m cgroup --path`` and the level of ``socket cgroupv2`` from the root of the caller's cgroup
-    namespace, below which a container has no other pod. The namespace belongs to a thread, so a short-lived thread
-    enters it.
-    Raises what ``work`` raises, and UserError where the host's namespace is out of reach.
-    """
-    if Path("/proc/self/ns/cgroup").stat().st_ino == HOST_CGROUP_NAMESPACE_INODE:
-        return work()
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def enter_and_work() -> None:
-        try:
-            _enter_host_cgroup_namespace()
-            results.append(work())
-        except BaseException as error:  # handed to the caller, whatever it is
-            errors.append(error)
-
-    thread = threading.Thread(target=enter_and_work, name="host-cgroup-namespace")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -100,7 +100,7 @@ class Traits:
     by_interface: bool = True
     """Whether the interface pattern decides who is redirected."""
     host_network: frozenset[HostNetwork] = frozenset(HostNetwork)
-    """The ways it can treat pods on the host network."""
+    """How it can treat pods on the host network."""
     documented_rule: bool = False
     """Whether it makes the rule of conventional kiam's documentation, and so goes on from one made by hand."""
     rank: int = 0
@@ -117,7 +117,7 @@ def kernel_words(version: tuple[int, int]) -> str:
 
 
 class Dataplane(Protocol):
-    """One way to redirect. Methods block (they run programs or talk netlink): call them off the event loop.
+    """One mechanism of redirecting. Methods block (they run programs or talk netlink): call them off the event loop.
 
     All raise :class:`kiam.errors.UserError` with one line that says what the node lacks and what to do.
     """

@@ -1,4 +1,4 @@
-"""A guard on the way out for pods on the host network: drops frames that no IP stack made for instance metadata.
+"""A guard on egress for pods on the host network: drops frames that no IP stack made for instance metadata.
 
 A packet socket (capability NET_RAW) hands its frames to the device, past every rule of the IP hooks and every cgroup
 hook. nftables' egress hook (Linux 5.16) sees them, also those that go past the queueing discipline
@@ -126,7 +126,7 @@ class EgressGuard:
             log.warning(
                 "this kernel has no egress hook for nftables (Linux 5.16 has): a pod on the host network with NET_RAW "
                 "can reach instance metadata through a packet socket (%s)",
-                _first_line(answer.said),
+                answer.complaint,
             )
 
     def remove(self) -> None:
@@ -137,7 +137,7 @@ class EgressGuard:
         # Adding first makes the deletion of a table that has gone meanwhile succeed.
         answer = nft.run([{"add": table}, {"delete": table}])
         if answer.status:
-            raise UserError(f"nftables refused to delete the table {FAMILY} {self._table}: {_first_line(answer.said)}")
+            raise UserError(f"nftables refused to delete the table {FAMILY} {self._table}: {answer.complaint}")
 
     def is_present(self) -> bool:
         """Whether there is a table of ours; not where there is no nft."""
@@ -205,7 +205,3 @@ class EgressGuard:
 def _chain_name(device: Device) -> str:
     # An interface's name may hold what a chain's can't.
     return f"uplink-{device.index}"
-
-
-def _first_line(said: str) -> str:
-    return next((line.strip() for line in said.splitlines() if line.strip()), "it said nothing")

@@ -46,6 +46,16 @@ class InterfacePattern:
         hit = interface.startswith(self.name) if self.wildcard else interface == self.name
         return hit is not self.inverted
 
+    def iptables_words(self, flag: str = "-i") -> tuple[str, ...]:
+        """``-i cali+`` or ``! -i eth0``; nothing for a pattern that is any interface, as iptables -S leaves it out."""
+        name = self.name + ("+" if self.wildcard else "")
+        return ("!",) * self.inverted + (flag, name) if self.name else ()
+
+    @property
+    def nft_name(self) -> str:
+        """``cali*``, as nft takes it; whether it is inverted is the operator's to say."""
+        return self.name + ("*" if self.wildcard else "")
+
     def __str__(self) -> str:
         return ("!" if self.inverted else "") + self.name + ("+" if self.wildcard else "")
 

@@ -32,9 +32,9 @@ class Answer:
     """On standard error."""
 
     @property
-    def objects(self) -> list[Json]:
-        """What was listed, without the line about nft itself."""
-        return [entry for entry in self.output.get("nftables", ()) if "metainfo" not in entry]
+    def complaint(self) -> str:
+        """The first line of what was said."""
+        return next((line.strip() for line in self.said.splitlines() if line.strip()), "it said nothing")
 
 
 def run(commands: Sequence[Json], *, check_only: bool = False) -> Answer:

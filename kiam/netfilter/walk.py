@@ -1,4 +1,4 @@
-"""The way of a packet through base chains and jumps, and what on it decides the packet's fate."""
+"""The route of a packet through base chains and jumps, and what on it decides the packet's fate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kiam.netfilter.model import Action, Chain, Rule, Table
 from kiam.netfilter.packets import Packet
 
 FINAL = frozenset({Action.DROP, Action.REJECT, Action.TPROXY, Action.DNAT, Action.REDIRECT})
-"""What ends a packet's way through a whole hook; ACCEPT and RETURN end it in one base chain only."""
+"""What ends a packet's route through a whole hook; ACCEPT and RETURN end it in one base chain only."""
 MAX_DEPTH = 64
 """Of jumps. nft's own limit is 16 (NFT_JUMP_STACK_SIZE); iptables-legacy has none but the number of chains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule on the packet's way that does something to it."""
+    """A rule on the packet's route that does something to it."""
 
     table: Table
     base: Chain
@@ -25,7 +25,7 @@ class Hit:
     certain: Tri
     """Whether the rule and the jumps that led to it match; MAYBE where a listing can't tell."""
     conditional: bool = False
-    """Whether something before it may have ended the packet's way already."""
+    """Whether something before it may have ended the packet's route already."""
 
     @property
     def sure(self) -> bool:
@@ -67,9 +67,9 @@ class _Walker:
         """How deep a chain was when the packet came to it in a state before: a second time it meets the same rules."""
 
     def follow(self, chain: Chain, certain: Tri, depth: int, maybe_left: bool) -> bool:
-        """Go through one chain; True when the packet's way surely ended in it.
+        """Go through one chain; True when the packet's route surely ended in it.
 
-        Each chain once for each state: chains that jump to each other have more ways through them than can be followed.
+        Each chain once for each state: chains that jump to each other hold more routes than can be followed.
         """
         state = (chain.name, certain, maybe_left, self.maybe_over)
         if self._seen.get(state, MAX_DEPTH + 1) <= depth:
@@ -109,7 +109,7 @@ class _Walker:
 def hits_at(tables: Sequence[Table], packet: Packet, hook: str) -> Iterator[Hit]:
     """All hits at a hook in the order the kernel meets them.
 
-    An ACCEPT ends its own base chain only; a DROP or a DNAT that is certain ends the packet's way through the hook
+    An ACCEPT ends its own base chain only; a DROP or a DNAT that is certain ends the packet's route through the hook
     (nf_hook_slow; nf_nat_inet_fn runs the nat chains until the first that sets up a translation).
     """
     for table, base in base_chains(tables, packet, hook):

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.iptables.rules import redirect_rule
 from kiam.dataplane.registry import documented
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+from kiam.netfilter.iptables_listing import specification
 from kiam.netfilter.model import Rule, Table
 from kiam.verify.fix import Fix, FixKind, both
 
@@ -19,26 +21,9 @@ BY_HAND = "none"
 SAME_FOR_THE_AGENT = "then give the agent the same (chart: agent.host); its next start would bring its own back"
 
 
-def interface_words(pattern: InterfacePattern) -> list[str]:
-    """``-i cali+`` or ``! -i eth0``; nothing for a pattern that is any interface."""
-    if not pattern.name:
-        return []
-    plain = pattern.name + ("+" if pattern.wildcard else "")
-    return ["!"] * pattern.inverted + ["-i", plain]
-
-
-def conventional_rule(wanted: WantedState) -> str:
-    """The documented rule's specification, the text ``iptables -S`` prints behind ``-A PREROUTING``."""
-    words = [
-        *("-d", f"{METADATA_IPV4}/32", *interface_words(wanted.interface), "-p", "tcp", "-m", "tcp"),
-        *("--dport", str(METADATA_PORT), "-j", "DNAT", "--to-destination", f"{wanted.host_address}:{wanted.port}"),
-    ]
-    return " ".join(words)
-
-
-def in_shell(specification: str) -> str:
+def in_shell(words: str) -> str:
     """A rule's words safe to paste: an exclamation mark is history to an interactive bash."""
-    return " ".join("'!'" if word == "!" else word for word in specification.split(" "))
+    return " ".join("'!'" if word == "!" else word for word in words.split(" "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +81,7 @@ class Fixes:
 
     def insert_command(self) -> str:
         """Puts the documented rule at the head of PREROUTING."""
-        return f"{self.iptables} -t nat -I PREROUTING 1 {in_shell(conventional_rule(self.target))}"
+        return f"{self.iptables} -t nat -I PREROUTING 1 {in_shell(specification(redirect_rule(self.target)))}"
 
     def replace_rule(self, *deletions: str) -> Fix:
         """The right rule first, so that at no moment there is none; then the wrong ones go."""
@@ -124,7 +109,7 @@ class Fixes:
             return f"nft insert rule {table.family} {table.name} {rule.chain} handle {rule.position} '{words}'"
         words = " ".join(
             [
-                *("-d", f"{METADATA_IPV4}/32", *(interface_words(pattern) if from_pods else ())),
+                *("-d", f"{METADATA_IPV4}/32", *(pattern.iptables_words() if from_pods else ())),
                 *("-p", "tcp", "-m", "tcp", "--dport", str(METADATA_PORT), "-j", "ACCEPT"),
             ]
         )
@@ -148,7 +133,7 @@ def verify_with_rights() -> Fix:
 
 def nft_interface(pattern: InterfacePattern) -> str:
     """``iifname "cali*"``."""
-    return f'iifname {"!= " * pattern.inverted}"{pattern.name}{"*" * pattern.wildcard}"'
+    return f'iifname {"!= " * pattern.inverted}"{pattern.nft_name}"'
 
 
 def delete_rule(table: Table, rule: Rule) -> str:

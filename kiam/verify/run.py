@@ -70,7 +70,7 @@ def verify(given: Given, settings: VerifySettings) -> Iterator[CheckResult]:
     yield mounts.check_bpf_filesystem()
     yield prerequisites.check_kernel(wanted, fixes)
     yield services.check_agent(wanted, ping(wanted.host_address, wanted.port))
-    yield services.check_metadata(snapshot.way_out)
+    yield services.check_metadata(snapshot.best_uplink)
     if settings.live:
         yield from check_live(snapshot, wanted, fixes, settings.proof)
 

@@ -47,9 +47,9 @@ class Snapshot:
     tables: Sequence[Table]
     interfaces: Sequence[Interface]
     uplinks: Sequence[str]
-    """The interfaces of the default routes and of the ways to the metadata addresses: no pod is behind those."""
+    """The interfaces of the default routes and of the routes to the metadata addresses: no pod is behind those."""
     unread: Sequence[Unread] = ()
-    way_out: str = ""
+    best_uplink: str = ""
     """The interface of the best default route that works: the one with a carrier and the lowest metric."""
 
 
@@ -84,14 +84,14 @@ def take_snapshot() -> Snapshot:
         tables += parse_nft_ruleset(_nft_ruleset())
     except (UserError, ValueError) as error:
         unread.append(Unread("nft", str(error), nft.PACKAGE))
-    interfaces, uplinks, way_out = read_interfaces()
-    return Snapshot(tables, interfaces, uplinks, unread, way_out)
+    interfaces, uplinks, best_uplink = read_interfaces()
+    return Snapshot(tables, interfaces, uplinks, unread, best_uplink)
 
 
 def _nft_ruleset() -> Json:
     answer = nft.list_ruleset()
     if answer.status:
-        raise UserError(answer.said.strip().partition("\n")[0] or f"nft ended with {answer.status}")
+        raise UserError(f"nft ended with {answer.status}: {answer.complaint}")
     return answer.output
 
 
@@ -118,8 +118,8 @@ def read_interfaces() -> tuple[list[Interface], list[str], str]:
     alive = sorted(
         (route for route in default if route.get("oif") in carried), key=lambda one: one.get("priority") or 0
     )
-    way_out = names.get(alive[0].get("oif"), "") if alive else ""
-    return interfaces, sorted(uplinks - {"", "lo"}), way_out
+    best_uplink = names.get(alive[0].get("oif"), "") if alive else ""
+    return interfaces, sorted(uplinks - {"", "lo"}), best_uplink
 
 
 def _to_metadata(netlink: Any) -> Iterator[Any]:

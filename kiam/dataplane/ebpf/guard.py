@@ -2,7 +2,7 @@
 
 The cgroup hooks see connect and sendmsg. Packets that come from neither (raw and packet sockets of a container with
 NET_RAW, tunnels and TAP devices made in a pod, connections older than the programs) have to pass the host's network
-namespace on their way out, and that is where this rule sees them: on every interface but ``lo``, those of pods that
+namespace to leave the node, and that is where this rule sees them: on every interface but ``lo``, those of pods that
 start later included, with no process that has to keep up with them. The host's own packets don't come in on an
 interface, so they never meet it. Where another dataplane's translation is at work when it is installed, connections
 that were led to the agent that way are let through to their end. It is an nftables table because it has to survive the
@@ -46,8 +46,8 @@ def _drop(chain: str, *matches: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pass(chain: str, key: str, interface: InterfacePattern) -> dict[str, Any]:
-    name = interface.name + ("*" if interface.wildcard else "")
-    return _rule(chain, {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": name}}, {"accept": None})
+    match = {"op": "==", "left": {"meta": {"key": key}}, "right": interface.nft_name}
+    return _rule(chain, {"match": match}, {"accept": None})
 
 
 def _rule(chain: str, *expression: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +107,7 @@ def wanted_objects(wanted: WantedState | None = None, finishing: bool = False) -
 def _change(commands: list[dict[str, Any]]) -> None:
     answer = nft.run(commands)
     if answer.status:
-        first = answer.said.strip().splitlines()[0] if answer.said.strip() else "no reason given"
-        raise UserError(f"nftables refused the guard of the eBPF dataplane: {first}")
+        raise UserError(f"nftables refused the guard of the eBPF dataplane: {answer.complaint}")
 
 
 def _listed() -> Table | None:

@@ -1,6 +1,6 @@
 """Our program on the devices by which packets leave the node: tcx since Linux 6.6, a clsact qdisc's filter before.
 
-Both ways the device holds the program, so that no process and no bpffs is needed, and it goes with the device.
+Either way the device holds the program, so that no process and no bpffs is needed, and it goes with the device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HANDLE_FOREIGN_QDISC = 0x6B02
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """A device with what of ours is on its way out."""
+    """A device with what of ours is on its egress."""
 
     index: int
     name: str
@@ -57,7 +57,7 @@ def _routing() -> Iterator[Any]:
 
 
 def find_ours() -> list[Uplink]:
-    """Every device that has a program of ours on its way out, uplink or not."""
+    """Every device that has a program of ours on its egress, uplink or not."""
     found = []
     filters = _our_filters()
     for index, name in socket.if_nameindex():

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kiam.dataplane.addresses import check_addresses, is_local
-from kiam.dataplane.cgroups import HostPods, find_host_pods, in_host_cgroup_namespace
-from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, Traits, WantedState
+from kiam.dataplane.cgroup_namespace import where_cgroups_are_found
+from kiam.dataplane.cgroups import HostPods, find_host_pods
+from kiam.dataplane.contract import Condition, Counters, Inspection, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.iptables.backend import count_ours, detect_backend
 from kiam.dataplane.iptables.family import (
@@ -63,10 +64,7 @@ class IptablesDataplane:
                 for programs in installed:
                     install_family(programs, wanted, host_pods)
 
-        if wanted.host_network is HostNetwork.IGNORE:
-            install()
-        else:
-            in_host_cgroup_namespace(install)
+        where_cgroups_are_found(wanted, install)
         EGRESS.install(wanted)
         # Only now, so that pods are redirected by one or by both.
         for programs in all_programs():

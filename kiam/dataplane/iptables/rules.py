@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 
 from kiam.dataplane.cgroups import HostPods
 from kiam.dataplane.contract import HostNetwork, WantedState
@@ -57,14 +56,6 @@ class TableRules:
         return frozenset(rule.chain for rule in self.hooks)
 
 
-def _interface_words(flag: str, interface: InterfacePattern) -> tuple[str, ...]:
-    # iptables -S leaves out an interface that matches every name.
-    if not interface.name:
-        return ()
-    name = interface.name + ("+" if interface.wildcard else "")
-    return ("!", flag, name) if interface.inverted else (flag, name)
-
-
 def _metadata(ipv6: bool) -> str:
     return f"{METADATA_IPV6}/128" if ipv6 else f"{METADATA_IPV4}/32"
 
@@ -84,7 +75,7 @@ def _to_agent(wanted: WantedState, ipv6: bool) -> tuple[str, ...]:
 
 def redirect_rule(wanted: WantedState, ipv6: bool = False) -> Rule:
     """The documented rule. IPv4, cali+: ``-d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -j DNAT ...``."""
-    interface = _interface_words("-i", wanted.interface)
+    interface = wanted.interface.iptables_words()
     return make_rule("PREROUTING", "-d", _metadata(ipv6), *interface, *_HTTP, *_to_agent(wanted, ipv6))
 
 
@@ -95,13 +86,13 @@ def _reason(chain: str, reason: str, *match: str) -> Rule:
 def _allowed(chain: str, flag: str, wanted: WantedState) -> tuple[Rule, ...]:
     if wanted.forward_from is None:
         return ()
-    return (make_rule(chain, *_interface_words(flag, wanted.forward_from), "-j", "RETURN"),)
+    return (make_rule(chain, *wanted.forward_from.iptables_words(flag), "-j", "RETURN"),)
 
 
 def _not_of_pods(chain: str, pods: InterfacePattern) -> tuple[Rule, ...]:
     if not pods.name:
         return ()
-    return (_reason(chain, "other-interface", *_interface_words("-i", replace(pods, inverted=not pods.inverted))),)
+    return (_reason(chain, "other-interface", *replace(pods, inverted=not pods.inverted).iptables_words()),)
 
 
 def _from_pod_pods(cgroups: HostPods, chain: str, match: Sequence[str]) -> tuple[Rule, ...]:
@@ -121,7 +112,7 @@ def nat_rules(wanted: WantedState, host_pods: HostPods, ipv6: bool) -> TableRule
     hooks: tuple[Rule, ...] = (redirect_rule(wanted, ipv6),)
     if wanted.forward_from is not None:
         # The documented rule's text stays, so what it isn't for has to leave ahead of it.
-        interface = _interface_words("-i", wanted.forward_from)
+        interface = wanted.forward_from.iptables_words()
         hooks = (make_rule("PREROUTING", "-d", _metadata(ipv6), *interface, "-j", "ACCEPT"), *hooks)
     chains: dict[str, tuple[Rule, ...]] = {INSTALLED: tuple(make_rule(INSTALLED, *rule.parts) for rule in hooks)}
     if wanted.host_network is HostNetwork.REDIRECT and (not ipv6 or wanted.host_address6 is not None):
@@ -162,8 +153,3 @@ def mangle_rules(wanted: WantedState, host_pods: HostPods, ipv6: bool) -> TableR
 def table_rules(table: str, wanted: WantedState, host_pods: HostPods, ipv6: bool) -> TableRules:
     """What that table has to hold."""
     return (nat_rules if table == "nat" else mangle_rules)(wanted, host_pods, ipv6)
-
-
-def documented_command(host_address: IPv4Address, port: int, interface: InterfacePattern) -> str:
-    """The command of the documentation, for a person to run."""
-    return f"iptables -t nat {redirect_rule(WantedState(host_address, port, interface)).text}"

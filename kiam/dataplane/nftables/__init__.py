@@ -6,11 +6,11 @@ What the table holds is in :mod:`kiam.dataplane.nftables.rules`; this module rea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from kiam.dataplane.addresses import check_addresses
-from kiam.dataplane.cgroups import find_host_pods, in_host_cgroup_namespace
-from kiam.dataplane.contract import Condition, Counters, HostNetwork, Inspection, Traits, WantedState
+from kiam.dataplane.cgroup_namespace import where_cgroups_are_found
+from kiam.dataplane.cgroups import find_host_pods
+from kiam.dataplane.contract import Condition, Counters, Inspection, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.nftables.readback import read_back
 from kiam.dataplane.nftables.rules import DROP_REASONS, FAMILY, REDIRECTS, TABLE, wanted_chains
@@ -87,7 +87,7 @@ class NftablesDataplane:
             if differences(chains, table):
                 _apply(install_script(chains, table))
 
-        _where_cgroups_are_found(wanted, install)
+        where_cgroups_are_found(wanted, install)
         EGRESS.install(wanted)
 
     def remove(self) -> None:
@@ -122,10 +122,3 @@ class NftablesDataplane:
 def _list_text() -> tuple[str, ...]:
     text = nft.list_table_text(FAMILY, TABLE)
     return tuple(line.strip() for line in text.splitlines() if line.strip() not in ("", "}"))
-
-
-def _where_cgroups_are_found(wanted: WantedState, work: Callable[[], None]) -> None:
-    if wanted.host_network is HostNetwork.IGNORE:
-        work()
-    else:
-        in_host_cgroup_namespace(work)

@@ -85,10 +85,9 @@ def _match(left: Json, right: Any, text: str, operator: str = "==") -> Part:
 def _interface(key: str, pattern: InterfacePattern) -> tuple[Part, ...]:
     if not pattern.name:
         return ()
-    name = pattern.name + ("*" if pattern.wildcard else "")
     operator = "!=" if pattern.inverted else "=="
-    text = f'{key} {"!= " if pattern.inverted else ""}"{name}"'
-    return (_match({"meta": {"key": key}}, name, text, operator),)
+    text = f'{key} {"!= " if pattern.inverted else ""}"{pattern.nft_name}"'
+    return (_match({"meta": {"key": key}}, pattern.nft_name, text, operator),)
 
 
 def _address(field: str, ipv6: bool) -> Part:

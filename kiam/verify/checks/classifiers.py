@@ -27,7 +27,7 @@ CILIUM = ("cil_", "from-container", "bpf_lxc")
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """One program on an interface's way in."""
+    """One program on an interface's ingress."""
 
     interface: str
     name: str
@@ -35,7 +35,7 @@ class Classifier:
 
 
 def read_classifiers(interfaces: Sequence[str]) -> list[Classifier]:
-    """The programs on the ways in of these interfaces; those that are gone meanwhile are left out."""
+    """The programs on the ingress of these interfaces; those that are gone meanwhile are left out."""
     found: list[Classifier] = []
     with IPRoute(groups=0) as netlink:
         for interface in interfaces:

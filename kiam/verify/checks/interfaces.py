@@ -65,7 +65,7 @@ class Interface:
 def pod_interfaces(interfaces: Sequence[Interface], uplinks: Sequence[str] = ()) -> list[Interface]:
     """Those packets of pods come in on. Docker's bridges count only where there is nothing else.
 
-    A node that is itself a container (kind) has a veth as its way out; that one is no pod's.
+    A node that is itself a container (kind) has a veth as its uplink; that one is no pod's.
     """
     found = [interface for interface in interfaces if interface.looks_like_pod and interface.name not in uplinks]
     others = [interface for interface in found if not _is_dockers(interface)]
@@ -130,7 +130,7 @@ def check_interfaces(
         return [failed(CHECK, seen, fixes.install_changed())]
     taken = [name for name in uplinks if pattern.matches(name)]
     if taken:
-        seen = f"{pattern} matches {_some(taken)}, the node's own way out, where no pod is"
+        seen = f"{pattern} matches {_some(taken)}, the node's own uplink, where no pod is"
         return [warned(CHECK, seen, fixes.install_changed())]
     if not pods:
         if guess and _is_of_another_cni(guess, pattern):

@@ -11,7 +11,7 @@ from kiam.netfilter.model import Action, Chain, Table
 from kiam.netfilter.packets import Packet
 from kiam.netfilter.walk import Hit, base_chains, hits_at, walk
 from kiam.verify.fix import Fix, FixKind
-from kiam.verify.fixes import BY_HAND, Fixes, in_shell, interface_words, nft_interface
+from kiam.verify.fixes import BY_HAND, Fixes, in_shell, nft_interface
 from kiam.verify.results import CheckResult, failed, passed, warned
 
 CHECK = "taken first"
@@ -138,6 +138,6 @@ def _accept(table: Table, base: Chain, wanted: WantedState) -> str:
         interface = f"{nft_interface(wanted.interface)} " if wanted.interface.name else ""
         words = f"{interface}ip daddr {wanted.host_address} tcp dport {wanted.port} accept"
         return f"nft insert rule {table.family} {table.name} {base.name} '{words}'"
-    interface = " ".join([*interface_words(wanted.interface), ""])
+    interface = " ".join([*wanted.interface.iptables_words(), ""])
     specification = f"{interface}-d {wanted.host_address}/32 -p tcp -m tcp --dport {wanted.port} -j ACCEPT"
     return f"{table.tool} -t {table.name} -I {base.name} 1 {in_shell(specification)}"

@@ -84,20 +84,20 @@ def restart_agent() -> Fix:
 
 
 def check_metadata(
-    way_out: str = "", answer: Answer | None = None, find_instance: Callable[[], str] | None = None
+    uplink: str = "", answer: Answer | None = None, find_instance: Callable[[], str] | None = None
 ) -> CheckResult:
     """The real service, which the agent's health check and the server's role base ARN come from.
 
     Any HTTP status will do: a service that wants a session token says 401. No credentials are asked for.
-    ``way_out``: the interface a route to it should lead through.
+    ``uplink``: the interface a route to it should lead through.
     """
     check = "instance metadata"
     answer = answer or ask(str(METADATA_IPV4), METADATA_PORT, "/")
     if answer.error is None:
         return passed(check, f"{METADATA_IPV4} answers the host (HTTP {answer.status})")
     seen = f"{METADATA_IPV4} doesn't answer the host: {_why(answer.error)}"
-    if isinstance(answer.error, OSError) and answer.error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH} and way_out:
-        return warned(check, seen, Fix(FixKind.ROUTE_TO_METADATA, f"ip route replace {METADATA_IPV4}/32 dev {way_out}"))
+    if isinstance(answer.error, OSError) and answer.error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH} and uplink:
+        return warned(check, seen, Fix(FixKind.ROUTE_TO_METADATA, f"ip route replace {METADATA_IPV4}/32 dev {uplink}"))
     if instance := (find_instance or instance_id)():
         command = f"aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id {instance}"
         return warned(check, seen, Fix(FixKind.ENABLE_METADATA, command, "if it is off for this instance"))

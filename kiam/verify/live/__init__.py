@@ -1,1 +1,1 @@
-"""The live proof: a throwaway pod tries to reach the metadata service, straight and by the ways round."""
+"""The live proof: a throwaway pod tries to reach the metadata service, straight and by every bypass."""

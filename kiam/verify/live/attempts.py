@@ -1,4 +1,4 @@
-"""What a probe in a namespace reports: one attempt for each way it tried."""
+"""What a probe in a namespace reports: one attempt for each route it tried."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One way that was tried."""
+    """One route that was tried."""
 
-    way: str
+    route: str
     outcome: Outcome
     detail: str = ""
     """The error or the reason, for people."""
@@ -53,7 +53,7 @@ class TunnelEnd:
 class Order:
     """What a probe is asked to try."""
 
-    ways: tuple[str, ...]
+    routes: tuple[str, ...]
     timeout: float
     """Seconds to wait for an answer to each; all wait at the same time."""
     nonce: str
@@ -63,4 +63,4 @@ class Order:
     node: str = ""
     """The node's IPv4 address, where tunnels end."""
     tunnels: Mapping[str, TunnelEnd] = field(default_factory=dict)
-    """By their way's name."""
+    """By their route's name."""

@@ -1,4 +1,4 @@
-"""What the ways share."""
+"""What the routes share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ UNSUPPORTED = frozenset(
 
 @dataclass(slots=True)
 class Context:
-    """What the ways of one order share."""
+    """What the routes of one order share."""
 
     order: Order
     open: dict[str, socket.socket] = field(default_factory=dict)
     """Connections that are kept until the host has looked for its end of them."""
 
 
-Way = Callable[[Context], Attempt]
+Route = Callable[[Context], Attempt]
 
 
 def outcome_of(error: OSError) -> tuple[Outcome, str]:

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
 from kiam.verify.live.attempts import Attempt, Outcome, TunnelEnd
-from kiam.verify.live.context import Context, Way, outcome_of
+from kiam.verify.live.context import Context, Route, outcome_of
 from kiam.verify.live.frames import ETH_P_IP, ETH_P_IPV6, TCP, ip_packet, tcp_syn
 
 GRE = 47
@@ -55,7 +55,7 @@ WRAP: Mapping[str, tuple[Callable[[TunnelEnd, bytes], bytes], int]] = {
 """Kind of tunnel: what is put around the packet, and the outer IP protocol; 0 for UDP."""
 
 
-def way(name: str) -> Way:
+def route(name: str) -> Route:
     """Send one, as anybody can who knows where the node's end is."""
     wrap, protocol = WRAP[name]
 

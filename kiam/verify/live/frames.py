@@ -31,7 +31,7 @@ class Seen:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Tells the packet from all others, however its addresses and ports are translated on its way."""
+        """Tells the packet from all others, however its addresses and ports are translated as it goes."""
         return self.protocol, self.mark
 
 

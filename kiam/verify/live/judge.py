@@ -17,46 +17,46 @@ Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class WayInfo:
-    """What a way is called, and what follows if it leads to the metadata service."""
+class RouteInfo:
+    """What a route is called, and what follows if it leads to the metadata service."""
 
     title: str
     ipv6: bool = False
     credentials: bool = True
-    """Whether credentials are to be had this way: EC2 serves them over TCP, port 80, only."""
+    """Whether credentials are to be had on it: EC2 serves them over TCP, port 80, only."""
     raw: bool = False
     """Whether trying it takes NET_RAW."""
 
 
 NOTHING_TO_DO = advice("nothing to do: while this node can't do it, its pods can't either")
-ROUND: Mapping[str, WayInfo] = {
-    "mapped": WayInfo(f"IPv4-mapped address, [::ffff:{METADATA_IPV4}]:80"),
-    "tcp6": WayInfo(f"IPv6, [{METADATA_IPV6}]:80", ipv6=True),
-    "fastopen": WayInfo("TCP Fast Open, sendto without connect"),
-    "mptcp": WayInfo("Multipath TCP"),
-    "mptcp-mapped": WayInfo("Multipath TCP to the IPv4-mapped address"),
-    "io_uring": WayInfo("connect by io_uring"),
-    "raw": WayInfo("raw socket, a SYN made by hand", raw=True),
-    "packet": WayInfo("packet socket, a frame made by hand", raw=True),
-    "packet6": WayInfo("packet socket over IPv6", ipv6=True),
-    "other-port": WayInfo("another TCP port (443)", credentials=False),
-    "udp": WayInfo("UDP, port 80", credentials=False),
-    "icmp": WayInfo("ICMP echo", credentials=False, raw=True),
-    "vlan0": WayInfo("a frame with a VLAN priority tag"),
-    "vlan": WayInfo("a frame with a VLAN tag"),
+BYPASSES: Mapping[str, RouteInfo] = {
+    "mapped": RouteInfo(f"IPv4-mapped address, [::ffff:{METADATA_IPV4}]:80"),
+    "tcp6": RouteInfo(f"IPv6, [{METADATA_IPV6}]:80", ipv6=True),
+    "fastopen": RouteInfo("TCP Fast Open, sendto without connect"),
+    "mptcp": RouteInfo("Multipath TCP"),
+    "mptcp-mapped": RouteInfo("Multipath TCP to the IPv4-mapped address"),
+    "io_uring": RouteInfo("connect by io_uring"),
+    "raw": RouteInfo("raw socket, a SYN made by hand", raw=True),
+    "packet": RouteInfo("packet socket, a frame made by hand", raw=True),
+    "packet6": RouteInfo("packet socket over IPv6", ipv6=True),
+    "other-port": RouteInfo("another TCP port (443)", credentials=False),
+    "udp": RouteInfo("UDP, port 80", credentials=False),
+    "icmp": RouteInfo("ICMP echo", credentials=False, raw=True),
+    "vlan0": RouteInfo("a frame with a VLAN priority tag"),
+    "vlan": RouteInfo("a frame with a VLAN tag"),
 }
-"""The ways round the redirect, in the order of the table."""
+"""The routes that try to bypass the redirect, in the order of the table."""
 
 
-FORWARDED: Mapping[str, WayInfo] = {
-    "other-interface": WayInfo("an interface that is no pod's", raw=True),
-    "vxlan": WayInfo("inside VXLAN to the node"),
-    "geneve": WayInfo("inside Geneve to the node"),
-    "ipip": WayInfo("inside IPIP to the node", raw=True),
-    "gre": WayInfo("inside GRE to the node", raw=True),
-    "sit": WayInfo("IPv6 inside IPv4 (sit) to the node", ipv6=True, raw=True),
+FORWARDED: Mapping[str, RouteInfo] = {
+    "other-interface": RouteInfo("an interface that is no pod's", raw=True),
+    "vxlan": RouteInfo("inside VXLAN to the node"),
+    "geneve": RouteInfo("inside Geneve to the node"),
+    "ipip": RouteInfo("inside IPIP to the node", raw=True),
+    "gre": RouteInfo("inside GRE to the node", raw=True),
+    "sit": RouteInfo("IPv6 inside IPv4 (sit) to the node", ipv6=True, raw=True),
 }
-"""The ways on which the node forwards what comes in on an interface that isn't a pod's."""
+"""The routes on which the node forwards what comes in on an interface that isn't a pod's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Evidence:
     left_node: Set[Key]
     """Packets for a metadata address that left through an interface."""
     landed: Set[str]
-    """Ways whose connection the kernel of the host has, from the pod's own address and port, at the agent's."""
+    """Routes whose connection the kernel of the host has, from the pod's own address and port, at the agent's."""
     control: bool
     """Whether the host's own SYN to the IPv4 address was seen leaving: only then would a pod's have been seen too."""
     control6: bool
@@ -84,13 +84,13 @@ class Evidence:
 def judge_proof(
     attempt: Attempt, evidence: Evidence, answer: str, expected: str, fixes: Fixes, *, stands_in: bool = False
 ) -> CheckResult:
-    """The straight way: it has to land on the agent, or on what stands in for one that isn't running."""
+    """The straight route: it has to land on the agent, or on what stands in for one that isn't running."""
     check = "live: pod to agent"
     target = f"{fixes.target.host_address}:{fixes.target.port}"
     who = f"{attempt.address}:{attempt.port}"
     if evidence.reached(attempt):
         return failed(check, f"the pod's SYN left the node for {METADATA_IPV4}: the real service", fixes.install())
-    if attempt.outcome is Outcome.CONNECTED and attempt.way in evidence.landed:
+    if attempt.outcome is Outcome.CONNECTED and attempt.route in evidence.landed:
         if expected not in answer:
             seen = f"{who} landed on {target}, but what listens there isn't a kiam agent: it doesn't answer /ping"
             return warned(check, seen, show_listener(fixes.target.port))
@@ -108,9 +108,9 @@ def judge_proof(
     return failed(check, seen, fixes.install())
 
 
-def judge_way(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> CheckResult:
-    """A way round: it may be refused, dropped or led to the agent, but must not reach the real service."""
-    info = ROUND[way]
+def judge_bypass(route: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> CheckResult:
+    """A bypass: it may be refused, dropped or led to the agent, but must not reach the real service."""
+    info = BYPASSES[route]
     check = f"live: {info.title}"
     agent = f"{fixes.target.host_address}:{fixes.target.port}"
     if attempt.outcome is Outcome.UNSUPPORTED:
@@ -119,9 +119,9 @@ def judge_way(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> C
         )
     if evidence.reached(attempt):
         return _reached(check, info, evidence, "its packet left the node for the real service", fixes)
-    if attempt.outcome is Outcome.CONNECTED and way not in evidence.landed:
+    if attempt.outcome is Outcome.CONNECTED and route not in evidence.landed:
         return _reached(check, info, evidence, f"connected to something that isn't the agent at {agent}", fixes)
-    if attempt.outcome is Outcome.ANSWERED and way in {"udp", "icmp"}:
+    if attempt.outcome is Outcome.ANSWERED and route in {"udp", "icmp"}:
         return _reached(check, info, evidence, "something answered", fixes)
     if attempt.outcome is Outcome.CONNECTED:
         return passed(check, "landed on the agent")
@@ -140,9 +140,9 @@ def judge_way(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> C
     return passed(check, f"{attempt.detail}; nothing left the node")
 
 
-def judge_forwarded(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> CheckResult:
+def judge_forwarded(route: str, attempt: Attempt, evidence: Evidence, fixes: Fixes) -> CheckResult:
     """What comes in elsewhere than on a pod's interface: the node must not forward it to the real service."""
-    info = FORWARDED[way]
+    info = FORWARDED[route]
     check = f"live: {info.title}"
     if attempt.outcome is Outcome.UNSUPPORTED:
         return skipped(check, f"not possible here: {attempt.detail}", NOTHING_TO_DO)
@@ -163,7 +163,7 @@ def judge_forwarded(way: str, attempt: Attempt, evidence: Evidence, fixes: Fixes
     return passed(check, "came in on another interface, and was not forwarded")
 
 
-def _reached(check: str, info: WayInfo, evidence: Evidence, seen: str, fixes: Fixes) -> CheckResult:
+def _reached(check: str, info: RouteInfo, evidence: Evidence, seen: str, fixes: Fixes) -> CheckResult:
     if fixes.dataplane == BY_HAND and not info.credentials:
         text = f"{seen} (the documented rule leaves it open; EC2 serves no credentials this way)"
         return warned(check, text, fixes.install_with_drops())
@@ -181,7 +181,7 @@ def judge_host_network(attempt: Attempt, evidence: Evidence, fixes: Fixes) -> Ch
         return failed(
             check, f"its SYN left the node for the real service, with --host-network={wanted}", fixes.install()
         )
-    if attempt.outcome is Outcome.CONNECTED and attempt.way in evidence.landed:
+    if attempt.outcome is Outcome.CONNECTED and attempt.route in evidence.landed:
         if wanted is HostNetwork.REDIRECT:
             return passed(check, "landed on the agent")
         return failed(check, "was redirected to the agent, with --host-network=deny", fixes.install())
@@ -195,7 +195,7 @@ def judge_host_network(attempt: Attempt, evidence: Evidence, fixes: Fixes) -> Ch
 def judge_host(attempt: Attempt, evidence: Evidence, fix: Fix) -> CheckResult:
     """The host's own connection: it must get out to the real service, and not to the agent."""
     check = "live: host to metadata"
-    if attempt.way in evidence.landed:
+    if attempt.route in evidence.landed:
         return failed(check, "the host's own connection was redirected to the agent", fix)
     if evidence.reached(attempt):
         answer = "answered" if attempt.outcome is Outcome.CONNECTED else attempt.detail

@@ -63,15 +63,15 @@ class Probe:
         self._read(START_SECONDS)
 
     def carry_out(self, order: Order) -> dict[str, Attempt]:
-        """Try all the order's ways at once; connections stay open until the probe ends."""
+        """Try all the order's routes at once; connections stay open until the probe ends."""
         self._write({"order": _as_json(order)})
-        # The first way is tried alone, the others together.
+        # The first route is tried alone, the others together.
         answer = self._read(2 * order.timeout + GRACE_SECONDS)
-        return {attempt.way: attempt for attempt in map(_as_attempt, answer["attempts"])}
+        return {attempt.route: attempt for attempt in map(_as_attempt, answer["attempts"])}
 
-    def talk(self, way: str, path: str, timeout: float) -> str:
-        """Ask for a path over the connection that way has made; the answer, or why there was none."""
-        self._write({"talk": way, "path": path, "timeout": timeout})
+    def talk(self, route: str, path: str, timeout: float) -> str:
+        """Ask for a path over the connection that route has made; the answer, or why there was none."""
+        self._write({"talk": route, "path": path, "timeout": timeout})
         return str(self._read(timeout + GRACE_SECONDS)["reply"])
 
     def _write(self, message: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from kiam.metadata import METADATA_IPV4, METADATA_IPV6
 from kiam.verify.live.attempts import Attempt, Order, Outcome, TunnelEnd
 from kiam.verify.live.context import Context
 from kiam.verify.live.frames import TCP, UDP, Seen
+from kiam.verify.live.routes import ROUTES
 from kiam.verify.live.tap import Tap
-from kiam.verify.live.ways import WAYS
 
 MAX_REPLY = 4096
 PR_SET_PDEATHSIG = 1
@@ -52,8 +52,8 @@ def main() -> int:
             _say(_configure(*message["configure"]))
         elif "order" in message:
             order = message["order"]
-            tunnels = {way: TunnelEnd(**end) for way, end in order.pop("tunnels").items()}
-            context = Context(Order(tuple(order.pop("ways")), tunnels=tunnels, **order))
+            tunnels = {route: TunnelEnd(**end) for route, end in order.pop("tunnels").items()}
+            context = Context(Order(tuple(order.pop("routes")), tunnels=tunnels, **order))
             _say({"attempts": [dataclasses.asdict(attempt) for attempt in carry_out(context)]})
         elif "talk" in message and context is not None:
             _say({"reply": talk(context.open[message["talk"]], message["path"], message["timeout"])})
@@ -91,13 +91,13 @@ def enter(where: str) -> None:
 
 
 def carry_out(context: Context) -> list[Attempt]:
-    """Try all ways at the same time, and add to each what of it left the namespace."""
+    """Try all routes at the same time, and add to each what of it left the namespace."""
     with Tap() as tap:
         # The first alone: it fills the ARP table, which the packet probes read.
-        first, *others = context.order.ways
+        first, *others = context.order.routes
         attempts = [attempt(first, context)]
         with ThreadPoolExecutor(max_workers=max(len(others), 1)) as pool:
-            attempts += pool.map(lambda way: attempt(way, context), others)
+            attempts += pool.map(lambda route: attempt(route, context), others)
         left = [
             seen.packet
             for seen in tap.read()
@@ -108,18 +108,18 @@ def carry_out(context: Context) -> list[Attempt]:
 
 def keys_of(tried: Attempt, left: Sequence[Seen]) -> tuple[tuple[int, str], ...]:
     """The packets of one attempt among those that left, told by its own port, which no other attempt has."""
-    protocol = UDP if tried.way == "udp" else TCP
+    protocol = UDP if tried.route == "udp" else TCP
     return tuple(
         {seen.key for seen in left if tried.port and (seen.protocol, seen.source_port) == (protocol, tried.port)}
     )
 
 
-def attempt(way: str, context: Context) -> Attempt:
-    """Try one way; what goes wrong in trying is reported, not raised."""
+def attempt(route: str, context: Context) -> Attempt:
+    """Try one route; what goes wrong in trying is reported, not raised."""
     try:
-        return WAYS[way](context)
+        return ROUTES[route](context)
     except OSError as error:
-        return Attempt(way, Outcome.UNSUPPORTED, error.strerror or str(error))
+        return Attempt(route, Outcome.UNSUPPORTED, error.strerror or str(error))
 
 
 def talk(connection: socket.socket, path: str, timeout: float) -> str:

@@ -16,15 +16,15 @@ from kiam.verify.fix import Fix, FixKind, advice
 from kiam.verify.fixes import Fixes
 from kiam.verify.live.attempts import Attempt, Order, Outcome
 from kiam.verify.live.judge import (
+    BYPASSES,
     FORWARDED,
-    ROUND,
     Evidence,
     Key,
+    judge_bypass,
     judge_forwarded,
     judge_host,
     judge_host_network,
     judge_proof,
-    judge_way,
 )
 from kiam.verify.live.place import pods_cgroup, throwaway, top
 from kiam.verify.live.probe import HOST, NEW, Probe
@@ -74,10 +74,10 @@ def prove(
     """
     if settings.pod_netns is None:
         try:
-            way_in = plan(wanted.interface, interfaces)
+            entry = plan(wanted.interface, interfaces)
         except CannotWireError as error:
             return [skipped(PROOF, str(error), with_real_pod())]
-        if culprit := refuses(way_in.bridge or way_in.host_name):
+        if culprit := refuses(entry.bridge or entry.host_name):
             seen = f"this node's firewall drops packets of interfaces its CNI doesn't know: {culprit}"
             return [skipped(PROOF, seen, with_real_pod())]
     root = top()
@@ -89,19 +89,19 @@ def prove(
         pod = stack.enter_context(Probe(NEW if settings.pod_netns is None else str(settings.pod_netns), cgroup))
         address = address6 = ""
         if settings.pod_netns is None:
-            connected = stack.enter_context(wired(way_in, pod, settings.pod_address))
+            connected = stack.enter_context(wired(entry, pod, settings.pod_address))
             address, address6 = str(connected.address), str(connected.address6 or "")
         own = host.carry_out(Order(("tcp", "tcp6"), settings.seconds, nonce))
-        host_landed = {way for way in own if _landed(own[way], wanted)}
+        host_landed = {route for route in own if _landed(own[route], wanted)}
         straight = _straight(pod, Order(("tcp",), settings.seconds * STRAIGHT, nonce, address, address6), wanted)
         landed = {"tcp"} if straight.landed else set()
-        others = pod.carry_out(Order(tuple(ROUND), settings.seconds, nonce, address, address6))
+        others = pod.carry_out(Order(tuple(BYPASSES), settings.seconds, nonce, address, address6))
         # Before the next order, with which the probe drops these connections.
-        landed |= {way for way in others if _landed(others[way], wanted)}
+        landed |= {route for route in others if _landed(others[route], wanted)}
         forwarded = _forwarded(pod, wanted, Order((), settings.seconds, nonce, address, address6))
         on_host = _on_host_network(wanted, root, nonce, settings.seconds)
         left, arrived = _seen_by(tap)
-    control, control6 = (_seen_leaving(own[way], left) for way in ("tcp", "tcp6"))
+    control, control6 = (_seen_leaving(own[route], left) for route in ("tcp", "tcp6"))
     served6 = own["tcp6"].outcome is Outcome.CONNECTED
     evidence = Evidence(left, landed, control, control6, arrived, served6)
     results = [
@@ -114,8 +114,8 @@ def prove(
             stands_in=straight.expected is not PONG,
         )
     ]
-    results += [judge_way(way, others[way], evidence, fixes) for way in ROUND]
-    results += [judge_forwarded(way, forwarded[way], evidence, fixes) for way in FORWARDED]
+    results += [judge_bypass(route, others[route], evidence, fixes) for route in BYPASSES]
+    results += [judge_forwarded(route, forwarded[route], evidence, fixes) for route in FORWARDED]
     if on_host is not None:
         attempt, at_agent = on_host
         results.append(judge_host_network(attempt, replace(evidence, landed={"tcp"} if at_agent else set()), fixes))
@@ -212,7 +212,7 @@ def _forwarded(pod: Probe, wanted: WantedState, order: Order) -> dict[str, Attem
     # A pod whose address isn't known (a real one's namespace was given) can still use the tunnels without a far end.
     far_end = IPv4Address(order.address) if order.address else IPv4Address("192.0.2.254")
     with tunnel_ends(wanted.host_address, far_end, wanted.interface) as ends:
-        order = replace(order, ways=tuple(KINDS), node=str(wanted.host_address), tunnels=ends)
+        order = replace(order, routes=tuple(KINDS), node=str(wanted.host_address), tunnels=ends)
         attempts |= pod.carry_out(order)
         time.sleep(SETTLE_SECONDS)
     return attempts

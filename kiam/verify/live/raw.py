@@ -1,4 +1,4 @@
-"""The ways round for which a program makes its packets itself."""
+"""The bypasses for which a program makes its packets itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
 from kiam.verify.live.attempts import Attempt, Outcome
-from kiam.verify.live.context import Context, Way, outcome_of, own_address, own_address6
+from kiam.verify.live.context import Context, Route, outcome_of, own_address, own_address6
 from kiam.verify.live.frames import (
     ACK,
     ETH_P_8021Q,
@@ -86,15 +86,15 @@ def _answers(port: int) -> Callable[[Seen], bool]:
     return lambda seen: seen.protocol == TCP and seen.destination_port == port
 
 
-def _handshake(way: str, answer: Seen | None, source: str, port: int) -> Attempt:
+def _handshake(route: str, answer: Seen | None, source: str, port: int) -> Attempt:
     if answer is None:
-        return Attempt(way, Outcome.SILENCE, "no answer", source, port)
+        return Attempt(route, Outcome.SILENCE, "no answer", source, port)
     if answer.flags & (SYN | ACK) == SYN | ACK:
-        return Attempt(way, Outcome.ANSWERED, "SYN-ACK", source, port)
-    return Attempt(way, Outcome.REFUSED, "RST", source, port)
+        return Attempt(route, Outcome.ANSWERED, "SYN-ACK", source, port)
+    return Attempt(route, Outcome.REFUSED, "RST", source, port)
 
 
-def packet(name: str, ipv6: bool) -> Way:
+def packet(name: str, ipv6: bool) -> Route:
     """A SYN from a packet socket."""
 
     def attempt(context: Context) -> Attempt:
@@ -126,7 +126,7 @@ def packet(name: str, ipv6: bool) -> Way:
     return attempt
 
 
-def tagged(name: str, number: int) -> Way:
+def tagged(name: str, number: int) -> Route:
     """A SYN in a frame with a VLAN tag of that number; 0 is a priority tag, which the kernel takes off by itself."""
 
     def attempt(context: Context) -> Attempt:

@@ -146,7 +146,7 @@ def unmatched_name(pattern: InterfacePattern) -> str:
 def _bring_up(netlink: Any, interface: str, source: str) -> None:
     index = netlink.link_lookup(ifname=interface)[0]
     netlink.link("set", index=index, state="up")
-    # A way back to the inner source, so that a strict reverse path check finds it where it comes from.
+    # A route back to the inner source, so that a strict reverse path check finds it where it comes from.
     if ":" in source:
         netlink.route("add", dst=f"{source}/128", oif=index, family=socket.AF_INET6)
     else:

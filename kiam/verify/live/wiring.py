@@ -1,4 +1,4 @@
-"""Wires a throwaway namespace to the node the way the node's pods are wired, and nothing else."""
+"""Wires a throwaway namespace to the node as the node's pods are wired, and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plan:
 
 
 class CannotWireError(UserError):
-    """There is no way to make an interface the pattern matches; the message says why."""
+    """No interface can be made that the pattern matches; the message says why."""
 
 
 def plan(pattern: InterfacePattern, interfaces: Sequence[Interface]) -> Plan:

@@ -14,7 +14,6 @@ import pytest
 
 from kiam.dataplane.contract import Condition
 from kiam.dataplane.iptables import IptablesDataplane
-from kiam.dataplane.iptables.rules import documented_command
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from tests.integration.dataplane.conftest import Plane
@@ -66,7 +65,6 @@ def test_the_rule_reads_as_documented(iptables: Plane, world: World, backend: st
     iptables.install(iptables.but(interface=interface))
     written = f"-A PREROUTING -d 169.254.169.254/32 {words}-p tcp -m tcp --dport 80 -j DNAT --to-destination "
     assert prerouting(world, backend) == [f"{written}{NODE_IPV4}:{AGENT_PORT}"]
-    assert documented_command(NODE_IPV4, AGENT_PORT, interface) == f"iptables -t nat {written}{NODE_IPV4}:{AGENT_PORT}"
 
 
 @pytest.mark.parametrize("copies", [1, 2])

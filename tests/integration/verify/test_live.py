@@ -151,7 +151,7 @@ def test_a_firewall_no_listing_shows_is_seen(site: Site) -> None:
         ("iptables", "iptables-nft -t mangle -F", "live: UDP, port 80"),
     ],
 )
-def test_a_way_round_that_is_open_is_seen_and_closed(site: Site, dataplane: str, broken: str, check: str) -> None:
+def test_a_bypass_that_is_open_is_seen_and_closed(site: Site, dataplane: str, broken: str, check: str) -> None:
     site.install(dataplane)
     site.shell(broken)
     line = site.verify(dataplane, live=True).one(check)
@@ -166,7 +166,7 @@ def detach_connect6(site: Site) -> None:
     site.shell(f"bpftool cgroup detach {site.cgroups.root} cgroup_inet6_connect id {identifier}")
 
 
-def test_ebpf_without_its_guards_lets_frames_out_and_is_mended(site: Site) -> None:
+def test_ebpf_without_its_guards_lets_frames_out_and_is_fixed(site: Site) -> None:
     site.install("ebpf")
     site.shell("nft delete table inet kiam_ebpf")
     site.node.call(uplink.detach_all)
@@ -176,7 +176,7 @@ def test_ebpf_without_its_guards_lets_frames_out_and_is_mended(site: Site) -> No
     assert failures(site.verify("ebpf", live=True)) == []
 
 
-def test_ebpf_without_its_connect6_program_lets_mapped_addresses_out_and_is_mended(site: Site) -> None:
+def test_ebpf_without_its_connect6_program_lets_mapped_addresses_out_and_is_fixed(site: Site) -> None:
     site.install("ebpf")
     site.shell("nft delete table inet kiam_ebpf")
     site.node.call(uplink.detach_all)
@@ -187,7 +187,7 @@ def test_ebpf_without_its_connect6_program_lets_mapped_addresses_out_and_is_mend
     assert failures(site.verify("ebpf", live=True)) == []
 
 
-def test_a_host_that_is_redirected_is_seen_and_mended(site: Site) -> None:
+def test_a_host_that_is_redirected_is_seen_and_fixed(site: Site) -> None:
     site.by_hand()
     site.iptables("-t nat -A OUTPUT -d 169.254.169.254/32 -p tcp --dport 80 -j DNAT --to-destination 192.0.2.10:8181")
     line = site.verify(live=True).one(HOST)
@@ -310,7 +310,7 @@ def test_pods_on_the_host_network_are_proved_too(site: Site, dataplane: str, mod
     assert failures(found) == []
 
 
-def test_a_pod_on_the_host_network_that_is_not_denied_is_seen_and_mended(site: Site) -> None:
+def test_a_pod_on_the_host_network_that_is_not_denied_is_seen_and_fixed(site: Site) -> None:
     site.install("nftables", replace(site.wanted, host_network=HostNetwork.DENY))
     site.shell("nft flush chain inet kiam host-pods-guard")
     found = site.verify("nftables", live=True, host_network=HostNetwork.DENY)

@@ -21,7 +21,7 @@ PROG_TYPE_CGROUP_SOCK_ADDR = 18
 BPF_PROG_LOAD = 5
 
 
-def test_switched_off_forwarding_is_seen_and_mended(site: Site) -> None:
+def test_switched_off_forwarding_is_seen_and_fixed(site: Site) -> None:
     site.node.sysctl(ipv4__ip_forward=0)
     line = site.verify().one("forwarding")
     assert line.status is Status.WARN
@@ -55,7 +55,7 @@ def test_something_else_on_the_agents_port_is_seen(site: Site) -> None:
     site.shell(line.fix_text)
 
 
-def test_an_unreachable_metadata_service_is_seen_and_mended(site: Site) -> None:
+def test_an_unreachable_metadata_service_is_seen_and_fixed(site: Site) -> None:
     site.node.ip("route add unreachable 169.254.169.254/32")
     try:
         line = site.verify().one("instance metadata")
@@ -96,7 +96,7 @@ def test_a_namespace_that_is_not_there_is_one_line(site: Site) -> None:
     ]
 
 
-def test_bpffs_is_found_and_its_mend_mounts_it() -> None:
+def test_bpffs_is_found_and_its_fix_mounts_it() -> None:
     # In a mount namespace of its own: the machine's mounts stay as they are.
     script = (
         "from kiam.verify.checks.mounts import check_bpf_filesystem as check\n"
@@ -111,7 +111,7 @@ def test_bpffs_is_found_and_its_mend_mounts_it() -> None:
     assert done.stdout.split() == ["SKIP", "PASS"]
 
 
-def test_cgroup2_that_is_not_mounted_is_seen_and_its_mend_mounts_it() -> None:
+def test_cgroup2_that_is_not_mounted_is_seen_and_its_fix_mounts_it() -> None:
     script = (
         "from ipaddress import IPv4Address\n"
         "import subprocess\n"

@@ -1,4 +1,4 @@
-"""What is wrong with the redirect, broken one thing at a time, and mended by running what verify prints."""
+"""What is wrong with the redirect, broken one thing at a time, and fixed by running what verify prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def amiss(found: Found) -> list[CheckResult]:
     return [line for line in rule_lines(found) if line.status is not Status.PASS]
 
 
-def mended(site: Site, line: CheckResult, dataplane: str = "none") -> Found:
+def fixed(site: Site, line: CheckResult, dataplane: str = "none") -> Found:
     site.shell(line.fix_text)
     return site.verify(dataplane)
 
@@ -32,10 +32,10 @@ def test_a_documented_rule_made_by_hand_passes(site: Site) -> None:
     assert site.verify("auto").one("redirect rule").status is Status.PASS
 
 
-def test_a_missing_rule_is_seen_and_mended(site: Site) -> None:
+def test_a_missing_rule_is_seen_and_fixed(site: Site) -> None:
     line = site.verify().one("redirect rule")
     assert line.status is Status.FAIL
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 def test_a_rule_installed_twice_is_said_to_be_harmless(site: Site) -> None:
@@ -60,14 +60,14 @@ def test_a_rule_installed_twice_is_said_to_be_harmless(site: Site) -> None:
         ({"target": "REDIRECT --to-ports 8181"}, "REDIRECT to port 8181 instead of DNAT"),
     ],
 )
-def test_a_near_miss_is_told_from_the_rule_and_mended(site: Site, changes: dict[str, str], told: str) -> None:
+def test_a_near_miss_is_told_from_the_rule_and_fixed(site: Site, changes: dict[str, str], told: str) -> None:
     site.by_hand(**changes)
     found = site.verify()
     assert found.one("redirect rule").status is Status.FAIL
     line = found.one("near miss")
     assert line.status is Status.FAIL
     assert told in line.seen
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 def test_a_near_miss_beside_the_right_rule_is_a_warning(site: Site) -> None:
@@ -77,7 +77,7 @@ def test_a_near_miss_beside_the_right_rule_is_a_warning(site: Site) -> None:
     assert found.one("redirect rule").status is Status.PASS
     line = found.one("near miss")
     assert line.status is Status.WARN
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 def test_a_rule_for_any_interface_works_and_is_a_warning(site: Site) -> None:
@@ -87,7 +87,7 @@ def test_a_rule_for_any_interface_works_and_is_a_warning(site: Site) -> None:
     line = found.one("near miss")
     assert line.status is Status.WARN
     assert "any interface" in line.seen
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 def test_a_rule_of_the_other_backend_is_seen_and_moved(site: Site) -> None:
@@ -98,7 +98,7 @@ def test_a_rule_of_the_other_backend_is_seen_and_moved(site: Site) -> None:
     line = found.one("iptables backend")
     assert line.status is Status.WARN
     assert "iptables-legacy" in line.seen
-    after = mended(site, line)
+    after = fixed(site, line)
     assert amiss(after) == []
     assert "169.254.169.254" not in site.node.run("iptables-legacy-save").stdout
 
@@ -117,7 +117,7 @@ def test_what_an_agent_on_another_port_left_is_seen_and_brought_up_to_date(site:
     line = site.verify(dataplane).one("installed state")
     assert line.status is Status.FAIL
     assert line.seen == f"{dataplane} is installed for :3100, you asked about :8181, where an agent answers"
-    after = mended(site, line, dataplane)
+    after = fixed(site, line, dataplane)
     assert after.one("installed state").status is Status.PASS
     assert amiss(after) == []
 
@@ -127,7 +127,7 @@ def test_a_dataplane_that_is_not_installed_is_seen_and_installed(site: Site, dat
     line = site.verify(dataplane).one("installed state")
     assert line.status is Status.FAIL
     assert "not installed" in line.seen
-    assert mended(site, line, dataplane).one("installed state").status is Status.PASS
+    assert fixed(site, line, dataplane).one("installed state").status is Status.PASS
 
 
 def test_another_dataplane_of_ours_beside_the_chosen_one_is_taken_out(site: Site) -> None:
@@ -136,7 +136,7 @@ def test_another_dataplane_of_ours_beside_the_chosen_one_is_taken_out(site: Site
     line = site.verify("nftables").one("other dataplanes")
     assert line.status is Status.WARN
     assert "iptables" in line.seen
-    assert mended(site, line, "nftables").of("other dataplanes") == []
+    assert fixed(site, line, "nftables").of("other dataplanes") == []
 
 
 TAKERS = {
@@ -177,7 +177,7 @@ TAKERS = {
 
 
 @pytest.mark.parametrize("what", TAKERS)
-def test_what_takes_the_packet_first_is_seen_and_mended(site: Site, what: str) -> None:
+def test_what_takes_the_packet_first_is_seen_and_fixed(site: Site, what: str) -> None:
     for command in TAKERS[what]:
         site.shell(command)
     site.by_hand()
@@ -186,7 +186,7 @@ def test_what_takes_the_packet_first_is_seen_and_mended(site: Site, what: str) -
     assert line.status is Status.FAIL
     if what.startswith(("kube-proxy", "Docker")):
         assert what.split(" in ")[0] in line.seen
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 def test_rules_of_kube_proxy_that_leave_metadata_alone_are_left_alone(site: Site) -> None:
@@ -202,7 +202,7 @@ def test_a_rule_that_only_sometimes_matches_is_a_warning(site: Site) -> None:
     site.by_hand()
     (line,) = amiss(site.verify())
     assert (line.check, line.status) == ("taken first", Status.WARN)
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 FIREWALLS = {
@@ -228,7 +228,7 @@ def test_a_firewall_of_the_host_is_seen_and_opened(site: Site, what: str, datapl
             site.shell(command)
         (line,) = amiss(site.verify(dataplane))
         assert (line.check, line.status) == ("host firewall", Status.FAIL)
-        assert amiss(mended(site, line, dataplane)) == []
+        assert amiss(fixed(site, line, dataplane)) == []
     finally:
         site.iptables("-P INPUT ACCEPT")
 
@@ -238,7 +238,7 @@ def test_a_rule_that_redirects_the_host_is_seen_and_taken_out(site: Site) -> Non
     site.iptables("-t nat -A OUTPUT -d 169.254.169.254/32 -p tcp --dport 80 -j DNAT --to-destination 192.0.2.10:8181")
     (line,) = amiss(site.verify())
     assert (line.check, line.status) == ("host untouched", Status.FAIL)
-    assert amiss(mended(site, line)) == []
+    assert amiss(fixed(site, line)) == []
 
 
 def test_a_pattern_that_misses_the_pods_is_seen_and_the_right_one_suggested(site: Site) -> None:
@@ -251,8 +251,8 @@ def test_a_pattern_that_misses_the_pods_is_seen_and_the_right_one_suggested(site
     assert site.verify().one("interface pattern").status is Status.PASS
 
 
-def test_the_way_to_the_metadata_service_is_no_pods_interface(site: Site) -> None:
-    # A node that is itself a container has veths as its ways out, and not only the one of its default route.
+def test_the_route_to_the_metadata_service_is_no_pods_interface(site: Site) -> None:
+    # A node that is itself a container has veths as its uplinks, and not only the one of its default route.
     site.node.ip("link add up0 type veth peer up1 netns " + site.net.aws.name, "link set up0 up")
     try:
         assert site.verify().one("interface pattern").status is Status.FAIL

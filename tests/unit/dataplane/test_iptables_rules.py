@@ -19,7 +19,6 @@ from kiam.dataplane.iptables.rules import (
     INSTALLED,
     TABLES,
     TO_METADATA,
-    documented_command,
     redirect_rule,
     table_rules,
 )
@@ -58,13 +57,6 @@ def test_the_redirect_is_the_documented_text(pattern: str, interface: str) -> No
     wanted = WantedState(HOST, 8181, InterfacePattern.parse(pattern))
     assert redirect_rule(wanted).text == (
         f"-A PREROUTING -d 169.254.169.254/32{interface} -p tcp -m tcp --dport 80 "
-        "-j DNAT --to-destination 10.0.0.1:8181"
-    )
-
-
-def test_the_documented_command_is_the_contracts() -> None:
-    assert documented_command(HOST, 8181, CALI) == (
-        "iptables -t nat -A PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 "
         "-j DNAT --to-destination 10.0.0.1:8181"
     )
 
@@ -240,7 +232,7 @@ def test_the_backend_is_where_the_hosts_rules_are(nft: Ruleset, legacy: Ruleset,
         ("", "it said nothing"),
     ],
 )
-def test_what_iptables_complains_of_becomes_one_line_with_the_mend(stderr: str, expected: str) -> None:
+def test_what_iptables_complains_of_becomes_one_line_with_the_fix(stderr: str, expected: str) -> None:
     error = failure("iptables-legacy-restore", stderr)
     assert isinstance(error, UserError)
     assert expected in str(error)

@@ -184,7 +184,7 @@ def test_a_kernel_that_can_not_match_cgroups_is_told_apart() -> None:
         ("", "it said nothing"),
     ],
 )
-def test_what_libnftables_complains_of_becomes_one_line_with_the_mend(said: str, expected: str) -> None:
+def test_what_libnftables_complains_of_becomes_one_line_with_the_fix(said: str, expected: str) -> None:
     error = failure(said)
     assert isinstance(error, UserError)
     assert expected in str(error)

@@ -1,4 +1,4 @@
-"""The checks on rules: what each reports for a listing that breaks just that, and what it prints to mend it."""
+"""The checks on rules: what each reports for a listing that breaks just that, and what it prints to fix it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiam.dataplane.contract import HostNetwork
+from kiam.dataplane.iptables.rules import redirect_rule
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+from kiam.netfilter.iptables_listing import specification
 from kiam.netfilter.model import Table
 from kiam.netfilter.packets import metadata_packet, sample_interface
 from kiam.netfilter.walk import walk
@@ -17,7 +19,7 @@ from kiam.verify.checks.host import check_host
 from kiam.verify.checks.precedence import ahead_of_redirect, check_firewall, check_precedence
 from kiam.verify.checks.redirect import check_redirect
 from kiam.verify.checks.redirects import redirects
-from kiam.verify.fixes import Fixes, conventional_rule
+from kiam.verify.fixes import Fixes
 from kiam.verify.results import CheckResult, Status, any_failed, failed, passed, warned
 from tests.unit.verify.listings import FIXES, PACKETS, RULE, WANTED, nat, packet, save, tables
 
@@ -39,22 +41,22 @@ def test_every_line_but_a_pass_has_a_fix() -> None:
 
 
 def test_only_a_failure_fails() -> None:
-    assert not any_failed([passed("x", ""), warned("x", "", "mend")])
-    assert any_failed([passed("x", ""), failed("x", "", "mend")])
+    assert not any_failed([passed("x", ""), warned("x", "", "fix")])
+    assert any_failed([passed("x", ""), failed("x", "", "fix")])
 
 
 def test_the_documented_rule_is_found() -> None:
     assert statuses(redirect_lines(nat(RULE))) == {"redirect rule": Status.PASS, "iptables backend": Status.PASS}
 
 
-def test_the_documented_rule_is_what_the_mend_inserts() -> None:
-    assert f"-A PREROUTING {conventional_rule(WANTED)}" == RULE
+def test_the_documented_rule_is_what_the_fix_inserts() -> None:
+    assert redirect_rule(WANTED).text == RULE
 
 
 def test_an_inverted_pattern_is_quoted_for_the_shell() -> None:
     wanted = replace(WANTED, interface=InterfacePattern.parse("!eth0"))
     assert "'!' -i eth0" in Fixes(wanted, "none", "iptables-nft").insert_command()
-    rule = f"-A PREROUTING {conventional_rule(wanted)}"
+    rule = redirect_rule(wanted).text
     found = check_redirect(nat(rule), [metadata_packet(wanted.interface)], wanted, replace(FIXES, target=wanted))
     assert {line.status for line in found} == {Status.PASS}
 
@@ -62,7 +64,7 @@ def test_an_inverted_pattern_is_quoted_for_the_shell() -> None:
 def test_no_rule_at_all_fails() -> None:
     (line,) = redirect_lines(nat())
     assert line.status is Status.FAIL
-    assert line.fix_text == f"iptables-nft -t nat -I PREROUTING 1 {conventional_rule(WANTED)}"
+    assert line.fix_text == f"iptables-nft -t nat -I PREROUTING 1 {specification(redirect_rule(WANTED))}"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_a_rule_takes_the_hosts_connections_or_not(rule: str, status: Status) ->
         ({"iptables_backend": IptablesBackend.LEGACY}, "--iptables-backend=legacy"),
     ],
 )
-def test_mends_carry_every_flag_of_the_wanted_state(changes: dict[str, object], flag: str) -> None:
+def test_fixes_carry_every_flag_of_the_wanted_state(changes: dict[str, object], flag: str) -> None:
     wanted = replace(WANTED, **changes)  # type: ignore[arg-type]  # the fields' types differ
     assert flag in Fixes(wanted, "nftables").install().command
 
@@ -308,14 +310,14 @@ names = st.from_regex(r"[a-z][a-z0-9]{0,9}", fullmatch=True)
 
 @unhurried
 @given(names, st.booleans(), st.booleans())
-def test_the_rule_the_mend_inserts_is_always_found_whatever_the_pattern(
+def test_the_rule_the_fix_inserts_is_always_found_whatever_the_pattern(
     name: str, wildcard: bool, inverted: bool
 ) -> None:
     pattern = InterfacePattern(name, wildcard, inverted)
     wanted = replace(WANTED, interface=pattern)
     packets = [metadata_packet(pattern)]
     assert pattern.matches(sample_interface(pattern))
-    listing = nat(f"-A PREROUTING {conventional_rule(wanted)}")
+    listing = nat(redirect_rule(wanted).text)
     assert {line.status for line in check_redirect(listing, packets, wanted, replace(FIXES, target=wanted))} == {
         Status.PASS
     }

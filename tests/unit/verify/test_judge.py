@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiam.verify.live.attempts import Attempt, Outcome
-from kiam.verify.live.judge import ROUND, Evidence, judge_host, judge_proof, judge_way
+from kiam.verify.live.judge import BYPASSES, Evidence, judge_bypass, judge_host, judge_proof
 from kiam.verify.results import Status
 from tests.unit.verify.listings import FIXES
 
@@ -18,12 +18,12 @@ OURS = FIXES.with_dataplane("nftables")
 NOTHING = Evidence(frozenset(), frozenset(), control=True, control6=True)
 
 
-def tried(way: str, outcome: Outcome, *, sent: bool = True, port: int = 40000) -> Attempt:
-    return Attempt(way, outcome, "detail", "198.18.0.1", port, (KEY,) if sent else ())
+def tried(route: str, outcome: Outcome, *, sent: bool = True, port: int = 40000) -> Attempt:
+    return Attempt(route, outcome, "detail", "198.18.0.1", port, (KEY,) if sent else ())
 
 
-def landed(way: str) -> Evidence:
-    return replace(NOTHING, landed=frozenset({way}))
+def landed(route: str) -> Evidence:
+    return replace(NOTHING, landed=frozenset({route}))
 
 
 LEFT = replace(NOTHING, left_node=frozenset({KEY}))
@@ -63,49 +63,49 @@ def test_no_connection_is_a_failure(outcome: Outcome) -> None:
     assert proof(tried("tcp", outcome), NOTHING) is Status.FAIL
 
 
-@pytest.mark.parametrize("way", ROUND)
+@pytest.mark.parametrize("route", BYPASSES)
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.UNSUPPORTED])
-def test_a_way_whose_packet_left_the_node_never_passes(way: str, outcome: Outcome) -> None:
-    assert judge_way(way, tried(way, outcome), LEFT, OURS).status is Status.FAIL
-    by_hand = judge_way(way, tried(way, outcome), LEFT, FIXES).status
-    assert by_hand is (Status.FAIL if ROUND[way].credentials else Status.WARN)
+def test_a_route_whose_packet_left_the_node_never_passes(route: str, outcome: Outcome) -> None:
+    assert judge_bypass(route, tried(route, outcome), LEFT, OURS).status is Status.FAIL
+    by_hand = judge_bypass(route, tried(route, outcome), LEFT, FIXES).status
+    assert by_hand is (Status.FAIL if BYPASSES[route].credentials else Status.WARN)
 
 
-@pytest.mark.parametrize("way", ["udp", "icmp"])
-def test_an_answer_where_none_may_come_never_passes(way: str) -> None:
-    assert judge_way(way, tried(way, Outcome.ANSWERED), NOTHING, OURS).status is Status.FAIL
+@pytest.mark.parametrize("route", ["udp", "icmp"])
+def test_an_answer_where_none_may_come_never_passes(route: str) -> None:
+    assert judge_bypass(route, tried(route, Outcome.ANSWERED), NOTHING, OURS).status is Status.FAIL
 
 
-@pytest.mark.parametrize("way", ROUND)
-def test_a_connection_that_is_not_the_agents_never_passes(way: str) -> None:
-    assert judge_way(way, tried(way, Outcome.CONNECTED), NOTHING, OURS).status is Status.FAIL
+@pytest.mark.parametrize("route", BYPASSES)
+def test_a_connection_that_is_not_the_agents_never_passes(route: str) -> None:
+    assert judge_bypass(route, tried(route, Outcome.CONNECTED), NOTHING, OURS).status is Status.FAIL
 
 
-@pytest.mark.parametrize("way", ROUND)
+@pytest.mark.parametrize("route", BYPASSES)
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.SILENCE, Outcome.BLOCKED])
-def test_a_way_that_leads_nowhere_passes(way: str, outcome: Outcome) -> None:
-    assert judge_way(way, tried(way, outcome), NOTHING, OURS).status is Status.PASS
+def test_a_route_that_leads_nowhere_passes(route: str, outcome: Outcome) -> None:
+    assert judge_bypass(route, tried(route, outcome), NOTHING, OURS).status is Status.PASS
 
 
-@pytest.mark.parametrize("way", ROUND)
-def test_silence_proves_nothing_where_the_hosts_own_packets_get_nowhere_either(way: str) -> None:
+@pytest.mark.parametrize("route", BYPASSES)
+def test_silence_proves_nothing_where_the_hosts_own_packets_get_nowhere_either(route: str) -> None:
     blind = replace(NOTHING, control=False, control6=False)
-    line = judge_way(way, tried(way, Outcome.SILENCE), blind, OURS)
+    line = judge_bypass(route, tried(route, Outcome.SILENCE), blind, OURS)
     assert line.status is Status.SKIP
     assert "route get" in line.fix_text
 
 
-@pytest.mark.parametrize("way", ROUND)
-def test_what_the_kernel_cannot_do_is_skipped_with_a_reason(way: str) -> None:
-    line = judge_way(way, tried(way, Outcome.UNSUPPORTED), NOTHING, OURS)
+@pytest.mark.parametrize("route", BYPASSES)
+def test_what_the_kernel_cannot_do_is_skipped_with_a_reason(route: str) -> None:
+    line = judge_bypass(route, tried(route, Outcome.UNSUPPORTED), NOTHING, OURS)
     assert line.status is Status.SKIP
     assert "detail" in line.seen
 
 
 def test_ipv6_that_is_off_at_the_service_is_a_warning_for_a_rule_made_by_hand_only() -> None:
     off = replace(LEFT, served6=False)
-    assert judge_way("tcp6", tried("tcp6", Outcome.SILENCE), off, FIXES).status is Status.WARN
-    assert judge_way("tcp6", tried("tcp6", Outcome.SILENCE), off, OURS).status is Status.FAIL
+    assert judge_bypass("tcp6", tried("tcp6", Outcome.SILENCE), off, FIXES).status is Status.WARN
+    assert judge_bypass("tcp6", tried("tcp6", Outcome.SILENCE), off, OURS).status is Status.FAIL
 
 
 def test_the_host_passes_only_if_its_packet_left_and_did_not_come_to_the_agent() -> None:
@@ -120,7 +120,7 @@ def test_the_host_passes_only_if_its_packet_left_and_did_not_come_to_the_agent()
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(sorted(ROUND)),
+    st.sampled_from(sorted(BYPASSES)),
     st.sampled_from(list(Outcome)),
     st.booleans(),
     st.booleans(),
@@ -128,12 +128,12 @@ def test_the_host_passes_only_if_its_packet_left_and_did_not_come_to_the_agent()
     st.booleans(),
 )
 def test_nothing_passes_that_reached_or_was_answered_by_another(
-    way: str, outcome: Outcome, sent: bool, left: bool, at_agent: bool, control: bool
+    route: str, outcome: Outcome, sent: bool, left: bool, at_agent: bool, control: bool
 ) -> None:
     evidence = Evidence(
-        frozenset({KEY}) if left else frozenset(), frozenset({way}) if at_agent else frozenset(), control, control
+        frozenset({KEY}) if left else frozenset(), frozenset({route}) if at_agent else frozenset(), control, control
     )
-    line = judge_way(way, tried(way, outcome, sent=sent), evidence, OURS)
+    line = judge_bypass(route, tried(route, outcome, sent=sent), evidence, OURS)
     if line.status is Status.PASS:
         assert not (sent and left)
         assert outcome is not Outcome.CONNECTED or at_agent

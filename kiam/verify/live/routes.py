@@ -1,4 +1,4 @@
-"""The ways a program in a pod can try to get to the metadata service."""
+"""The routes by which a program in a pod can try to get to the metadata service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from kiam.metadata import METADATA_IPV4, METADATA_IPV6, METADATA_PORT
 from kiam.verify.live import encapsulated, raw, uring
 from kiam.verify.live.attempts import Attempt, Outcome
-from kiam.verify.live.context import Context, Way, outcome_of
+from kiam.verify.live.context import Context, Route, outcome_of
 
 IPPROTO_MPTCP = 262
 OTHER_PORT = 443
@@ -24,7 +24,7 @@ def _tcp(
     port: int = METADATA_PORT,
     protocol: int = socket.IPPROTO_TCP,
     connect: Callable[[socket.socket, tuple[str, int], float], None] | None = None,
-) -> Way:
+) -> Route:
     def attempt(context: Context) -> Attempt:
         try:
             connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, protocol)
@@ -76,7 +76,7 @@ def _udp(context: Context) -> Attempt:
 
 _MAPPED = f"::ffff:{METADATA_IPV4}"
 
-WAYS: dict[str, Way] = {
+ROUTES: dict[str, Route] = {
     "tcp": _tcp("tcp", socket.AF_INET, str(METADATA_IPV4)),
     "tcp6": _tcp("tcp6", socket.AF_INET6, str(METADATA_IPV6)),
     "mapped": _tcp("mapped", socket.AF_INET6, _MAPPED),
@@ -89,7 +89,7 @@ WAYS: dict[str, Way] = {
     "packet6": raw.packet("packet6", ipv6=True),
     "vlan0": raw.tagged("vlan0", 0),
     "vlan": raw.tagged("vlan", 5),
-    **{kind: encapsulated.way(kind) for kind in encapsulated.WRAP},
+    **{kind: encapsulated.route(kind) for kind in encapsulated.WRAP},
     "other-port": _tcp("other-port", socket.AF_INET, str(METADATA_IPV4), OTHER_PORT),
     "udp": _udp,
     "icmp": raw.icmp,
