@@ -48,8 +48,8 @@ def base_chains(tables: Iterable[Table], packet: Packet, hook: str) -> list[tupl
 def walk(table: Table, base: Chain, packet: Packet) -> list[Hit]:
     """What one base chain does to the packet: every possible hit, and nothing behind the first sure verdict.
 
-    A RETURN from the base chain itself is a hit too: it skips the rules behind it. Of a packet that isn't an ordinary
-    one no verdict is sure.
+    A RETURN or a GOTO from the base chain itself is a hit too: it skips the rules behind it. Of a packet that isn't
+    ordinary no verdict is sure.
     """
     walker = _Walker(table, base, packet)
     walker.follow(base, Tri.YES if packet.ordinary else Tri.MAYBE, 0, False)
@@ -84,6 +84,8 @@ class _Walker:
                 if depth < MAX_DEPTH and self.follow(target, match, depth + 1, maybe_left):
                     return True
                 if rule.action is Action.GOTO:
+                    if depth == 0:
+                        self.hits.append(Hit(self.table, self.base, rule, match, self.maybe_over or maybe_left))
                     if match is Tri.YES:
                         return False
                     maybe_left = True

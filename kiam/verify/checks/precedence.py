@@ -63,10 +63,10 @@ def ahead_of_redirect(tables: Sequence[Table], packet: Packet, wanted: WantedSta
 
 def _hinders(hit: Hit, tables: Sequence[Table], packet: Packet, wanted: WantedState) -> bool:
     if hit.base.kind == "nat":
-        if hit.rule.action not in {Action.ACCEPT, Action.RETURN}:
+        if hit.rule.action not in {Action.ACCEPT, Action.RETURN, Action.GOTO}:
             return True
-        # An ACCEPT, or a RETURN from the base chain, ends only its own chain: it matters where the redirect is further
-        # down in that same chain.
+        # An ACCEPT, or a RETURN or GOTO from the base chain, ends only its own chain: it matters where the redirect is
+        # further down in that same chain.
         return any(
             sends_to_agent(later, wanted)
             for rule in hit.base.rules

@@ -101,6 +101,11 @@ def test_a_return_in_a_built_in_chain_ends_the_walk() -> None:
     assert first_taker("PREROUTING: -i cali+ -j RETURN") == "-A PREROUTING -i cali+ -j RETURN"
 
 
+def test_a_goto_in_a_built_in_chain_ends_the_walk() -> None:
+    assert first_taker("PREROUTING: -p tcp -g A\nA: -j LOG") == "-A PREROUTING -p tcp -g A"
+    assert first_taker("PREROUTING: -j B\nB: -g A\nA: -j LOG") is None
+
+
 def test_chains_that_go_round_in_circles_end() -> None:
     assert first_taker("PREROUTING: -j A\nA: -j B\nB: -j A") is None
 

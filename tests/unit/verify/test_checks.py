@@ -172,9 +172,15 @@ def test_a_chain_that_returns_leaves_the_packet_to_the_redirect() -> None:
     assert line.status is Status.PASS
 
 
-def test_a_goto_does_not_come_back() -> None:
+def test_a_goto_comes_back_where_a_jump_led_to_it_and_nowhere_else() -> None:
     listing = nat("-A PREROUTING -g OTHER", RULE, "-A OTHER -p udp -j ACCEPT", chains=["OTHER"])
-    assert walk(listing[0], listing[0].chains["PREROUTING"], packet()) == []
+    (hit,) = walk(listing[0], listing[0].chains["PREROUTING"], packet())
+    assert hit.rule.text == "-A PREROUTING -g OTHER"
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
+    assert line.status is Status.FAIL
+    listing = nat("-A PREROUTING -j FIRST", "-A FIRST -g OTHER", RULE, chains=["FIRST", "OTHER"])
+    (line,) = check_precedence(listing, PACKETS, WANTED, FIXES)
+    assert line.status is Status.PASS
 
 
 def test_chains_that_jump_in_circles_end() -> None:
