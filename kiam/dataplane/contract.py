@@ -13,12 +13,15 @@ Every dataplane works from one immutable :class:`WantedState` and gives pods the
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
+
+if TYPE_CHECKING:  # the agent needs no rules
+    from kiam.netfilter.model import Rule
 
 
 class HostNetwork(enum.StrEnum):
@@ -59,6 +62,14 @@ class Condition(enum.StrEnum):
     DIFFERENT = "different"
 
 
+class OwnRule(NamedTuple):
+    """A rule of ours, told from everybody else's by where it stands and how it reads."""
+
+    tool: str
+    table: str
+    rule: Rule
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What a dataplane found in the kernel."""
@@ -73,6 +84,8 @@ class Inspection:
     there, another version of ours, or half of it is missing). Where a dataplane doesn't go by the interface pattern,
     that is every interface.
     """
+    rules: Collection[OwnRule] = frozenset()
+    """Ours among the rules of netfilter's tools, for who reads their listings too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from kiam.dataplane.addresses import is_local
-from kiam.dataplane.contract import WantedState
+from kiam.dataplane.contract import OwnRule, WantedState
 from kiam.dataplane.iptables.backend import detect_backend
 from kiam.errors import ErrorKind, UserError
 from kiam.metadata import METADATA_IPV4
@@ -58,7 +58,7 @@ def verify(given: Given, settings: VerifySettings) -> Iterator[CheckResult]:
     wanted, fixes = subject.wanted, _fixes(subject, backend)
     now = ask(subject.dataplane, wanted) if subject.dataplane != BY_HAND else Asked()
     yield from check_installed(subject, now, asked, fixes)
-    yield from check_rules(snapshot, subject, fixes, _lines_of_ours(asked))
+    yield from check_rules(snapshot, subject, fixes, _own_rules(asked))
     yield from check_bpf()
     yield from check_classifiers(read_classifiers(sampled_interfaces(snapshot, wanted)))
     by_namespace = not by_interface(subject.dataplane)
@@ -89,11 +89,11 @@ def _fixes(subject: Subject, backend: IptablesBackend) -> Fixes:
     return Fixes(subject.target, subject.dataplane, iptables, agent_keeps=subject.present)
 
 
-def _lines_of_ours(asked: dict[str, Asked]) -> frozenset[str]:
-    return frozenset(line for answer in asked.values() if answer.inspection for line in answer.inspection.found)
+def _own_rules(asked: dict[str, Asked]) -> frozenset[OwnRule]:
+    return frozenset(rule for answer in asked.values() if answer.inspection for rule in answer.inspection.rules)
 
 
-def check_rules(snapshot: Snapshot, subject: Subject, fixes: Fixes, ours: frozenset[str]) -> list[CheckResult]:
+def check_rules(snapshot: Snapshot, subject: Subject, fixes: Fixes, ours: frozenset[OwnRule]) -> list[CheckResult]:
     """What follows from the listings alone."""
     wanted = subject.wanted
     packets = samples(snapshot.interfaces, wanted)

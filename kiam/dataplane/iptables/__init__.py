@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kiam.dataplane.addresses import check_addresses, is_local
 from kiam.dataplane.cgroup_namespace import where_cgroups_are_found
 from kiam.dataplane.cgroups import HostPods, find_host_pods
-from kiam.dataplane.contract import Condition, Counters, Inspection, Traits, WantedState
+from kiam.dataplane.contract import Condition, Counters, Inspection, OwnRule, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.iptables.backend import count_ours, detect_backend
 from kiam.dataplane.iptables.family import (
@@ -22,7 +22,7 @@ from kiam.dataplane.iptables.family import (
     remove_family,
     save,
 )
-from kiam.dataplane.iptables.ours import drops_counted, found_lines, own_chains, own_hooks, redirects_counted
+from kiam.dataplane.iptables.ours import drops_counted, own_chains, own_hooks, own_rules, redirects_counted
 from kiam.dataplane.iptables.readback import read_back
 from kiam.dataplane.iptables.rules import TABLES, table_rules
 from kiam.dataplane.iptables.script import problems_of
@@ -84,7 +84,7 @@ class IptablesDataplane:
         """Compare both backends with the wanted state."""
         backend = None if wanted is None else self._backend(wanted)
         host_pods = HostPods() if wanted is None else find_host_pods(wanted)
-        found: list[str] = []
+        rules: list[OwnRule] = []
         problems: list[str] = []
         tables_of: dict[tuple[IptablesBackend, bool], list[str]] = {}
         rulesets: dict[tuple[IptablesBackend, bool], Ruleset] = {}
@@ -92,7 +92,7 @@ class IptablesDataplane:
             rulesets[programs.backend, programs.ipv6] = ruleset = save(programs)
             ours = [t for t in TABLES if own_hooks(ruleset.get(t, NO_TABLE)) or own_chains(ruleset.get(t, NO_TABLE))]
             tables_of[programs.backend, programs.ipv6] = ours
-            found += [f"{programs.save_program.removesuffix('-save')} {line}" for line in found_lines(ruleset)]
+            rules += [OwnRule(programs.tool, name, rule) for name, rule in own_rules(ruleset)]
             if wanted is None:
                 continue
             if programs.backend is not backend:
@@ -100,14 +100,15 @@ class IptablesDataplane:
                 continue
             local = is_local(METADATA_IPV6 if programs.ipv6 else METADATA_IPV4)
             for table in TABLES:
-                rules = table_rules(table, wanted, host_pods, programs.ipv6)
-                problems += problems_of(table, ruleset.get(table, NO_TABLE), rules, wanted.interface, local)
+                due = table_rules(table, wanted, host_pods, programs.ipv6)
+                problems += problems_of(table, ruleset.get(table, NO_TABLE), due, wanted.interface, local)
         if not any(tables_of.values()):
             return Inspection(Condition.ABSENT)
         problems += _halves(tables_of)
         problems += [] if wanted is None else EGRESS.problems(wanted)
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
-        return Inspection(condition, tuple(found), tuple(problems), read_back(rulesets))
+        found = tuple(f"{tool} -t {table} {rule.text}" for tool, table, rule in rules)
+        return Inspection(condition, found, tuple(problems), read_back(rulesets), frozenset(rules))
 
     def counters(self) -> Counters:
         """Read the rules' packet counters, of both backends and both address families."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from kiam.dataplane.iptables.rules import (
@@ -100,19 +100,13 @@ def taken_first(table: Table, rule: Rule, interface: InterfacePattern, local: bo
     return next((hit.rule for hit in hits if hit.rule.action not in _DROPS), None)
 
 
-def found_lines(ruleset: Ruleset) -> list[str]:
-    """Ours as ``iptables -S`` prints it, the table in front."""
-    lines: list[str] = []
+def own_rules(ruleset: Ruleset) -> Iterator[tuple[str, Rule]]:
+    """Each table's name with each rule of ours in it, but for the record of what is ours."""
     for name in TABLES:
         table = ruleset.get(name, NO_TABLE)
-        lines += [f"-t {name} {rule.text}" for rule in own_hooks(table)]
-        lines += [
-            f"-t {name} {rule.text}"
-            for chain, rules in own_chains(table).items()
-            if chain != INSTALLED
-            for rule in rules
-        ]
-    return lines
+        yield from ((name, rule) for rule in own_hooks(table))
+        chains = (rules for chain, rules in own_chains(table).items() if chain != INSTALLED)
+        yield from ((name, rule) for rules in chains for rule in rules)
 
 
 def redirects_counted(ruleset: Ruleset) -> int:

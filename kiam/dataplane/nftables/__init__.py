@@ -10,7 +10,7 @@ import re
 from kiam.dataplane.addresses import check_addresses
 from kiam.dataplane.cgroup_namespace import where_cgroups_are_found
 from kiam.dataplane.cgroups import find_host_pods
-from kiam.dataplane.contract import Condition, Counters, Inspection, Traits, WantedState
+from kiam.dataplane.contract import Condition, Counters, Inspection, OwnRule, Traits, WantedState
 from kiam.dataplane.egress import EgressGuard
 from kiam.dataplane.nftables.readback import read_back
 from kiam.dataplane.nftables.rules import DROP_REASONS, FAMILY, REDIRECTS, TABLE, wanted_chains
@@ -103,13 +103,16 @@ class NftablesDataplane:
         table = _list_table()
         if table is None:
             return Inspection(Condition.ABSENT)
-        found = _list_text()
+        found, installed = _list_text(), read_back(table)
+        rules = frozenset(
+            OwnRule(table.tool, table.name, rule) for chain in table.chains.values() for rule in chain.rules
+        )
         if wanted is None:
-            return Inspection(Condition.INSTALLED, found, installed=read_back(table))
+            return Inspection(Condition.INSTALLED, found, installed=installed, rules=rules)
         chains = wanted_chains(wanted, find_host_pods(wanted))
         problems = [*differences(chains, table), *EGRESS.problems(wanted)]
         condition = Condition.DIFFERENT if problems else Condition.INSTALLED
-        return Inspection(condition, found, tuple(problems), read_back(table))
+        return Inspection(condition, found, tuple(problems), installed, rules)
 
     def counters(self) -> Counters:
         """Read the named counters."""

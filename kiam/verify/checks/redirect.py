@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from kiam.dataplane.contract import WantedState
+from kiam.dataplane.contract import OwnRule, WantedState
 from kiam.netfilter.model import Table
 from kiam.netfilter.packets import Packet
 from kiam.verify.checks.redirects import Redirect, is_ours, redirects, works
@@ -18,11 +18,11 @@ def check_redirect(
     packets: Sequence[Packet],
     wanted: WantedState,
     fixes: Fixes,
-    ours: Collection[str] = (),
+    ours: Collection[OwnRule] = (),
 ) -> list[CheckResult]:
     """The redirect itself, what is nearly it, and the backend it is in.
 
-    ``ours``: lines the dataplanes know as theirs (Inspection.found). A rule of ours that isn't right is the installed
+    ``ours``: rules the dataplanes know as theirs. A rule of ours that isn't right is the installed
     state's to tell, never a near miss to be deleted by hand: the dataplane would miss it.
     """
     found = list(redirects(tables, wanted))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_network
 
 from kiam.dataplane.addresses import is_local
-from kiam.dataplane.contract import WantedState
+from kiam.dataplane.contract import OwnRule, WantedState
 from kiam.metadata import METADATA_IPV4, METADATA_PORT
 from kiam.netfilter.conditions import ComesInOn, DestinationIn, PortIn, ProtocolIs, SourceIn, StateIn, Tri
 from kiam.netfilter.interfaces import InterfacePattern
@@ -146,12 +146,9 @@ def _reaches(redirect: Redirect, packet: Packet) -> bool:
     )
 
 
-def is_ours(redirect: Redirect, ours: Collection[str]) -> bool:
+def is_ours(redirect: Redirect, ours: Collection[OwnRule]) -> bool:
     """Whether one of our dataplanes knows the rule as its own."""
-    table = redirect.table
-    if table.tool == "nft":
-        return f"table {table.family} {table.name} {{" in ours
-    return f"{table.tool} -t {table.name} {redirect.rule.text}" in ours
+    return OwnRule(redirect.table.tool, redirect.table.name, redirect.rule) in ours
 
 
 def made_by_hand(tables: Sequence[Table]) -> tuple[IPv4Address, int, InterfacePattern] | None:

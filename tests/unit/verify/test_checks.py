@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiam.dataplane.contract import HostNetwork
+from kiam.dataplane.contract import HostNetwork, OwnRule
 from kiam.dataplane.iptables.rules import redirect_rule
 from kiam.netfilter.interfaces import InterfacePattern, IptablesBackend
 from kiam.netfilter.iptables_listing import specification
@@ -96,6 +96,13 @@ def test_a_near_miss_fails_alone_and_warns_beside_the_right_rule(old: str, new: 
 def test_a_rule_that_works_passes_even_if_it_is_wider(new: str) -> None:
     found = statuses(redirect_lines(nat(RULE.replace("-d 169.254.169.254/32", new))))
     assert found["redirect rule"] is Status.PASS
+
+
+def test_a_wrong_rule_of_ours_is_the_installed_states_to_tell() -> None:
+    listing = nat(RULE.replace("--dport 80", "--dport 81"))
+    (rule,) = listing[0].rules("PREROUTING")
+    ours = [OwnRule("iptables-nft", "nat", rule)]
+    assert statuses(check_redirect(listing, PACKETS, WANTED, FIXES, ours)) == {"redirect rule": Status.FAIL}
 
 
 def test_somebody_elses_dnat_is_no_near_miss() -> None:
