@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kiam.dataplane.cgroups import CGROUP_VARIABLE
 from kiam.dataplane.contract import HostNetwork
 from kiam.netfilter.interfaces import InterfacePattern
 from kiam.verify.checks import services
@@ -276,17 +277,24 @@ def test_bpffs_is_mounted() -> None:
 
 
 @proves(FixKind.START_KUBELET)
-def test_kubelet_is_started_where_it_has_made_no_cgroup_yet(site: Site, tmp_path: Path) -> None:
+def test_kubelet_is_started_where_it_has_made_no_cgroup_yet(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hierarchy = tmp_path / "cgroup"
     hierarchy.mkdir()
     wanted = replace(site.wanted, host_network=HostNetwork.DENY)
-    before = check_cgroup2(wanted, False, lambda: hierarchy)
+
+    def look() -> CheckResult:
+        monkeypatch.setenv(CGROUP_VARIABLE, str(hierarchy))
+        return check_cgroup2(wanted, False, lambda: hierarchy)
+
+    before = look()
     assert before.fix is not None
     assert before.fix.kind is FixKind.START_KUBELET
     with stand_in(tmp_path, "systemctl", f"mkdir {hierarchy}/kubepods.slice") as note:
         site.shell(before.command, tmp_path)
     assert note.read_text().split() == ["start", "kubelet"]
-    assert check_cgroup2(wanted, False, lambda: hierarchy).status is Status.PASS
+    assert look().status is Status.PASS
 
 
 @proves(FixKind.RESTART_AGENT)
