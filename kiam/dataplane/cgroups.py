@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiam.dataplane.contract import HostNetwork, WantedState
+from kiam.dataplane.own_mounts import lost_with_sys
 from kiam.errors import UserError
 
 CGROUP_VARIABLE = "KIAM_EBPF_CGROUP"
@@ -87,6 +88,8 @@ def find_cgroup2_root(mountinfo: str | None = None) -> Path:
             f"{places[0]} is only this container's part of the cgroup2 hierarchy: mount the host's /sys/fs/cgroup "
             "into the container (hostPath)"
         )
+    if mountinfo is None and (hidden := lost_with_sys("cgroup2")):
+        raise UserError(hidden)
     raise UserError(
         "no cgroup2 hierarchy is mounted: run 'mount -t cgroup2 none /sys/fs/cgroup/unified' on the node "
         "(make that folder first), or boot it with systemd.unified_cgroup_hierarchy=1"

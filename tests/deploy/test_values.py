@@ -11,8 +11,11 @@ import pytest
 import yaml
 
 from kiam import __version__
+from kiam.server.kubernetes.store import PodStore
+from kiam.server.run import own_pod
 from tests.deploy.chart import CHART, GIVEN_CERTIFICATES, Values, at, chart, containers, find, manifests, merged, notes
 from tests.deploy.test_parameters import parameters
+from tests.unit.server.test_events import make
 
 HALF: Values = {
     "affinity": {},
@@ -259,6 +262,21 @@ def test_lint_finds_nothing_but_the_missing_icon() -> None:
 def test_the_chart_is_for_this_version() -> None:
     assert chart().metadata["appVersion"] == __version__
     assert chart().metadata["kubeVersion"] == ">=1.21.0-0"
+
+
+def test_a_server_on_the_host_network_finds_its_own_pod_for_events() -> None:
+    """Its host name is the node's there."""
+    pods = PodStore()
+    pods.put(make("kiam-server-x7k2p"))
+    pod = find(manifests(GIVEN_CERTIFICATES, at("server.useHostNetwork", True)), "DaemonSet/kiam-server")
+    (container,) = containers(pod)
+    field_paths = {"metadata.name": "kiam-server-x7k2p", "metadata.namespace": "apps"}
+    environment = {
+        variable["name"]: field_paths[variable["valueFrom"]["fieldRef"]["fieldPath"]] for variable in container["env"]
+    }
+    found = own_pod(pods, environment)
+    assert found is not None
+    assert found.name == "kiam-server-x7k2p"
 
 
 def test_the_notes_tell_two_steps() -> None:

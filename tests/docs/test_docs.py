@@ -183,3 +183,14 @@ def _kiam_commands(script: str, directory: Path) -> Iterator[list[str]]:
             if stop in arguments:
                 arguments = arguments[: arguments.index(stop)]
         yield [re.sub(r"^(--(?:cert|key|ca|kubeconfig)=).*", rf"\1{existing}", word) for word in arguments]
+
+
+def test_the_sites_navigation_has_each_page_once() -> None:
+    # Read as YAML would be, but for the tag that names a Python function.
+    text = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+
+    def pages(node: object) -> Iterator[str]:
+        for entry in node if isinstance(node, list) else node.values() if isinstance(node, dict) else ():
+            yield from [entry] if isinstance(entry, str) else pages(entry)
+
+    assert sorted(pages(yaml.safe_load(text))) == [page.name for page in PAGES]

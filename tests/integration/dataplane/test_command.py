@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,3 +226,15 @@ def test_watch_shows_it_again_until_interrupted(node: NetNs, tmp_path: Path) -> 
     assert (watching.returncode, stderr) == (0, "")
     for line in (tmp_path / "out").read_text().splitlines():
         assert json.loads(line)[0]["condition"] == "installed"
+
+
+def test_status_says_what_ip_netns_exec_hides_and_how_to_see_it(node: NetNs) -> None:
+    """It mounts /sys anew (ip-netns(8)), and with it the cgroup hierarchy is gone for the command."""
+    status = [*KIAM, "status", "--dataplane=ebpf", "--output=json"]
+    exec_ = ["ip", "netns", "exec", node.name, *status]
+    (hidden,) = json.loads(subprocess.run(exec_, capture_output=True, text=True, check=False).stdout)
+    assert "hidden from this process" in hidden["error"]
+    (instead,) = re.findall(r"run it with '([^']*)'", hidden["error"])
+    assert instead == f"nsenter --net=/run/netns/{node.name}"
+    done = subprocess.run([*instead.split(), *status], capture_output=True, text=True, check=False)
+    assert "error" not in json.loads(done.stdout)[0]

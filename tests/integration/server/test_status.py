@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -156,6 +158,91 @@ async def test_command_shows_a_table_and_json(sandbox: Sandbox) -> None:
     assert code == 0
     assert (told["version"], told["pods"], told["sts"]["calls"]) == (__version__, 2, 2)
     assert [("stream" in row) for row in told["nodes"]] == [True, False]
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    server: Server, files: TLSFiles, *flags: str, output: int = asyncio.subprocess.PIPE
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kiam", "status", f"--server-address=localhost:{server.port}", "--watch"),
+        *(f"--cert={files.cert}", f"--key={files.key}", f"--ca={files.ca}", "--timeout=20s", *flags),
+        env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},
+        stdout=output,
+        stderr=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def line(stream: asyncio.StreamReader | None) -> str:
+    assert stream is not None
+    return (await asyncio.wait_for(stream.readline(), 60)).decode()
+
+
+async def interrupt(process: asyncio.subprocess.Process) -> str:
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    return err.decode()
+
+
+async def test_watch_shows_what_changes_until_interrupted(sandbox: Sandbox, kube: KubeApi) -> None:
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
+    await status(client, lambda it: it.pods == 2)
+    async with watching(server, sandbox.pki.agent, "--output=json") as process:
+        assert json.loads(await line(process.stdout))["pods"] == 2
+        kube.load([pod("c", "10.0.0.3", "role-a", node="n1", host_address="192.0.2.1")])
+        seen = [json.loads(await line(process.stdout))["pods"]]
+        while seen[-1] != 3:
+            seen.append(json.loads(await line(process.stdout))["pods"])
+        assert set(seen) <= {2, 3}
+        assert await interrupt(process) == ""
+
+
+async def test_watch_outlasts_a_server_that_does_not_tell(sandbox: Sandbox, kube: KubeApi) -> None:
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
+    await status(client, lambda it: it.pods == 2)
+    assert server.service is not None
+    reporter = server.service.status
+    async with watching(server, sandbox.pki.agent, "--output=json") as process:
+        await line(process.stdout)
+        server.service.status = None
+        assert (await line(process.stderr)).startswith("kiam status: the server at ")
+        kube.load([pod("c", "10.0.0.3", "role-a", node="n1", host_address="192.0.2.1")])
+        server.service.status = reporter
+        while json.loads(await line(process.stdout))["pods"] != 3:
+            pass
+        assert {one[:12] for one in (await interrupt(process)).splitlines()} <= {"kiam status:"}
+
+
+async def test_watch_draws_its_table_again_in_place(sandbox: Sandbox, kube: KubeApi) -> None:
+    server = await sandbox.start()
+    client = await sandbox.connect(server)
+    await status(client, lambda it: states(it) == {"role-a": "held", "role-b": "held"})
+    screen, terminal = os.openpty()
+    try:
+        async with watching(server, sandbox.pki.agent, output=terminal) as process:
+            os.close(terminal)
+            drawn = b""
+            while b"role-b" not in drawn:
+                drawn += await asyncio.to_thread(os.read, screen, 1 << 16)
+            kube.load([pod("c", "10.0.2.1", "role-c", node="n3", host_address="192.0.2.3")])
+            while b"role-c" not in drawn:
+                drawn += await asyncio.to_thread(os.read, screen, 1 << 16)
+            # ED or EL and CUU: over what was there (ECMA-48).
+            assert b"\x1b[2K" in drawn
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+    finally:
+        os.close(screen)
 
 
 async def test_command_says_in_one_line_that_there_is_no_server(sandbox: Sandbox) -> None:
