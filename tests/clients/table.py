@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 
-from tests.clients.kits import AWSCLI, DEBIAN, NODE, PROGRAMS, PYTHON, PYTHON_OLD, Kit
+from tests.clients.kits import AWSCLI, DEBIAN, GO, NODE, PROGRAMS, PYTHON, PYTHON_OLD, Kit
 from tests.sandbox.netns import AWS_IPV4
 
 ENDPOINT = f"http://{AWS_IPV4}:8000"
@@ -86,6 +86,12 @@ def _npm(name: str, package: str, program: str, refusal: str, **known: Unpack[_K
     return Client(name, "JavaScript", command, version, refusal, NODE, environment=environment, **known)
 
 
+RCLONE = (
+    "--config=/dev/null",
+    "--retries=1",
+    "lsd",
+    f":s3,provider=AWS,env_auth,region=us-east-1,endpoint='{ENDPOINT}':",
+)
 CLIENTS = (
     _python(
         "boto3",
@@ -181,15 +187,18 @@ CLIENTS = (
     _debian(
         "rclone",
         "Go",
-        (
-            "rclone",
-            "--config=/dev/null",
-            "--retries=1",
-            "lsd",
-            f":s3,provider=AWS,env_auth,region=us-east-1,endpoint='{ENDPOINT}':",
-        ),
+        ("rclone", *RCLONE),
         "rclone",
         "NoCredentialProviders",
+    ),
+    Client(
+        "rclone, new",
+        "Go",
+        (str(GO.folder / "bin" / "rclone"), *RCLONE),
+        (str(GO.folder / "bin" / "rclone"), "version"),
+        "failed to refresh|no EC2 IMDS role",
+        GO,
+        containers=True,
     ),
     _debian(
         "restic",
