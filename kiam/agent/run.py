@@ -33,6 +33,7 @@ from kiam.agent.http.tokens import SessionTokens
 from kiam.agent.kernel.callers import Callers
 from kiam.agent.kernel.peers import SocketPeers
 from kiam.agent.kernel.watcher import KernelWatcher
+from kiam.agent.memory import start_is_over
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
 from kiam.agent.settings import AgentSettings
@@ -111,6 +112,7 @@ async def run_agent(settings: AgentSettings, reloader: TLSReloader, sock: socket
         if sock is None and await serving.may_take_over(follower.settled, stop):
             await serving.start(listen(settings.port))
         if serving.started:
+            start_is_over()
             await serving.until(stop)
         if redirection is not None:
             await redirection.leave(await asyncio.to_thread(is_served, settings.port))

@@ -191,6 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
     prepare_grpc()
     # Imported here, as only a running agent needs them: kiam --help stays light.
     from kiam.agent.http.listener import is_served, listen
+    from kiam.agent.memory import import_prometheus_client, use_one_arena
     from kiam.logs import configure_logging
 
     configure_logging(arguments.level, arguments.json_log)
@@ -199,6 +200,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     # Before the rest is imported, which takes longer than some SDKs wait: connections queue from now on.
     sock = None if is_served(settings.port) else listen(settings.port)
+    # Before there is a second thread, and before anybody else imports it.
+    use_one_arena()
+    import_prometheus_client()
 
     with ThreadPoolExecutor(1) as beside:
         # A process of its own inspects the certificates while this one imports.

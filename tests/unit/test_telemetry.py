@@ -7,13 +7,15 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from kiam.errors import UserError
-from kiam.telemetry import CLIENT_TIMEOUT_SECONDS, MOST_CONNECTIONS, parse_listen_address, serve_telemetry
+from kiam.telemetry import parse_listen_address, serve_telemetry
+from kiam.threaded_http import CLIENT_TIMEOUT_SECONDS, MOST_CONNECTIONS
 from tests.sandbox.process import free_port
 
 
@@ -123,3 +125,60 @@ def test_connections_that_say_nothing_do_not_pile_up_threads(ports: tuple[int, i
             # Long before a client that sends nothing is cut for that.
             cut.settimeout(CLIENT_TIMEOUT_SECONDS / 2)
             assert cut.recv(1) == b""
+
+
+def _raw(port: int, request: bytes) -> tuple[bytes, bytes]:
+    """Head and body of what is answered to these bytes."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.settimeout(CLIENT_TIMEOUT_SECONDS * 2)
+        sock.sendall(request)
+        head, _, body = b"".join(iter(lambda: sock.recv(65536), b"")).partition(b"\r\n\r\n")
+    return head, body
+
+
+def test_head_is_answered_without_a_body_and_other_methods_are_refused(ports: tuple[int, int]) -> None:
+    head, body = _raw(ports[0], b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Connection: close" in head
+    assert b"Content-Length: 0" not in head
+    assert body == b""
+    head, _ = _raw(ports[0], b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert b"Allow: GET, HEAD" in head
+
+
+def test_openmetrics_are_given_to_who_accepts_them(ports: tuple[int, int]) -> None:
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
+    head, body = _raw(ports[0], request)
+    assert b"Content-Type: application/openmetrics-text; version=1.0.0" in head
+    assert body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("request_", [b"\x16\x03\x01\x00\x05hello\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_what_is_no_request_is_answered_so(ports: tuple[int, int], request_: bytes) -> None:
+    assert _raw(ports[0], request_)[0].startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_second_request_behind_the_first_changes_nothing_of_it(ports: tuple[int, int]) -> None:
+    one = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert _raw(ports[0], one + one.replace(b"metrics", b"other"))[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_headers_without_end_are_refused(ports: tuple[int, int]) -> None:
+    with socket.create_connection(("127.0.0.1", ports[0])) as sock:
+        sock.settimeout(CLIENT_TIMEOUT_SECONDS * 2)
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n")
+        with suppress(OSError):
+            for _ in range(100):
+                sock.sendall(b"X-Field: " + b"a" * 1000 + b"\r\n")
+        with suppress(ConnectionError):
+            assert sock.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_bug_in_an_answer_is_one_answer_and_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    registry, port = Mock(spec=CollectorRegistry), free_port()
+    registry.collect.side_effect = ZeroDivisionError
+    with serve_telemetry(f"127.0.0.1:{port}", None, registry):
+        assert _get(f"http://127.0.0.1:{port}/metrics")[0] == 500
+        assert _get(f"http://127.0.0.1:{port}/")[0] == 404
+    assert "bug while answering '/metrics'" in caplog.text

@@ -174,11 +174,15 @@ class ServerClient:
         down_since = loop.time()
         explained_at = probe_at = float("-inf")
         pause = _PROBE_AFTER
+        watch: asyncio.Future[None] | None = None
         while True:
             channel, now = self.channel, loop.time()
             if channel is not seen:
                 # Another one because of new certificates: nothing was lost.
                 seen, connected, down_since = channel, False, now
+                if watch is not None:
+                    watch.cancel()
+                    watch = None
             state = channel.get_state(try_to_connect=True)
             if state is grpc.ChannelConnectivity.READY:
                 if not connected:
@@ -202,10 +206,12 @@ class ServerClient:
                             self._reloader.handshake_ended(accepted=False)
                     elif reason is None:
                         log.error("no connection to the server at %s yet", address)
-            watch = asyncio.ensure_future(channel.wait_for_state_change(state))
-            # Woken by the channel, by its replacement, and now and then for the explanation.
-            await asyncio.wait({watch, self._swapped}, timeout=_EXPLAIN_AFTER, return_when=asyncio.FIRST_COMPLETED)
-            watch.cancel()
+            # One for as long as the state lasts: gRPC goes on watching, and holds 0.8 KiB, for each that is cancelled.
+            if watch is None or watch.done():
+                watch = asyncio.ensure_future(channel.wait_for_state_change(state))
+            # Woken by the channel, by its replacement, and without a connection now and then for the explanation.
+            timeout = None if connected else _EXPLAIN_AFTER
+            await asyncio.wait({watch, self._swapped}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _is_listened_to(address: str) -> bool:

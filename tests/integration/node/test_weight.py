@@ -12,8 +12,8 @@ from tests.sandbox.pki import make_pki
 from tests.sandbox.process import wait_until
 
 SELDOM_NEEDED = {
-    *("OpenSSL", "bcc", "boto3", "cryptography", "kubernetes", "libnftables", "multiprocessing", "pyroute2", "rich"),
-    *("sqlite3", "tenacity", "unittest", "yaml"),
+    *("OpenSSL", "bcc", "boto3", "cryptography", "http.server", "kubernetes", "libnftables", "multiprocessing"),
+    *("pyroute2", "rich", "sqlite3", "tenacity", "unittest", "urllib.request", "wsgiref.simple_server", "yaml"),
 }
 _AT_EXIT = """
 import atexit, os, sys
