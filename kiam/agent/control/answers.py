@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from kiam.agent.control.refusals import Refusals, Reporting
 from kiam.agent.control.unary import Word
-from kiam.agent.core.failures import Forbidden, Impostor, NotYetKnown, RequestFailure, ServerAway
+from kiam.agent.control.waiters import Waiters
+from kiam.agent.core.failures import Forbidden, Impostor, NotYetKnown, ServerAway
 from kiam.agent.core.identities import KnownPod
-from kiam.agent.core.node import NodeCore, Stream
+from kiam.agent.core.node import NodeCore
 from kiam.agent.core.routes import Route
+from kiam.agent.core.stream import Stream
 from kiam.agent.metrics import AgentMetrics
 from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
 
-log = logging.getLogger(__name__)
-
 # A member of an enum costs a look-up of its own each time it is named.
 _NONE, _LIVE, _AWAY = Stream.NONE, Stream.LIVE, Stream.AWAY
-_MOST_REPORTS = 16
-"""Refusals that are told to the server at the same time; what is more goes untold."""
-_REPORT_EVERY = 1.0
-"""Seconds between two such reports about one address."""
-_REPORT_SECONDS = 5.0
 _ASK_AGAIN_AFTER = 0.2
 """Seconds until the server is asked again after an answer that couldn't be believed yet."""
 
 
-class Server(Protocol):
+class Server(Reporting, Protocol):
     """The part of :class:`kiam.agent.control.unary.UnaryCalls` that is needed here."""
 
     async def role(self, address: str, deadline: float) -> Word:
@@ -37,9 +32,6 @@ class Server(Protocol):
 
     async def credentials(self, address: str, role: str, deadline: float) -> Word:
         """Credentials of a role for the pod at an address."""
-
-    async def report(self, address: str, role: str, deadline: float) -> None:
-        """Let the server see what was refused."""
 
     async def server_health(self, deadline: float) -> str:
         """What the server says of itself."""
@@ -69,9 +61,8 @@ class NodeIdentities:
         self._wall = clock.wall
         self._metrics = metrics
         self._away_since = 0.0
-        self._waiting: dict[str, asyncio.Future[None]] = {}
-        self._reported: dict[str, float] = {}
-        self._reports: set[asyncio.Task[None]] = set()
+        self._waiters = Waiters()
+        self._refusals = Refusals(core.pods, unary, metrics)
         self._heard = asyncio.Event()
         metrics.watch_memory(self._away_seconds, lambda: float(len(core.pods.pods)))
 
@@ -117,7 +108,7 @@ class NodeIdentities:
         """The core has heard something: wake whom it concerns, and let :meth:`wait_to_ask` look again."""
         self._metrics.bindings_dropped.inc(self.core.addresses.take_dropped())
         everybody, addresses = self.core.take_woken()
-        self._wake(list(self._waiting) if everybody else addresses)
+        self._waiters.wake(None if everybody else addresses)
         self._heard.set()
 
     async def wait_to_ask(self) -> None:
@@ -151,7 +142,7 @@ class NodeIdentities:
         try:
             return self._count(self.core.role(address, self._clock.elapsed(), uid))
         except Impostor:
-            self._attacked(address, uid)
+            self._refusals.impostor(address, uid)
             raise
 
     def credentials_now(self, address: str, role: str, uid: str | None = None) -> tuple[KnownPod, bytes] | None:
@@ -167,11 +158,11 @@ class NodeIdentities:
                 return core.credentials(address, role, 0.0, self._wall(), uid)
             return self._count(core.credentials(address, role, self._clock.elapsed(), self._wall(), uid))
         except Impostor:
-            self._attacked(address, uid)
+            self._refusals.impostor(address, uid)
             raise
         except Forbidden:
             if stream is _LIVE:
-                self._report(address, role)
+                self._refusals.tell(address, role)
             raise
 
     async def role(self, address: str, deadline: float, uid: str | None = None) -> bytes:
@@ -193,7 +184,7 @@ class NodeIdentities:
     def refused(self, address: str, role: str) -> None:
         """Tell the server, so that the owner of a pod with an annotation that can't work reads of it in an Event."""
         if self.core.stream is not Stream.AWAY:
-            self._report(address, role)
+            self._refusals.tell(address, role)
 
     async def server_health(self, deadline: float) -> str:
         """The server's own word."""
@@ -225,10 +216,11 @@ class NodeIdentities:
         loop = asyncio.get_running_loop()
         asking: asyncio.Future[Word] | None = None
         ask_from = 0.0
+        keys = [key for key in (address, uid) if key]
         try:
             while True:
                 # Taken before looking, so that no change falls in between.
-                changes = {self._change(key) for key in (address, uid) if key}
+                changes = {self._waiters.change(key) for key in keys}
                 answer = remembered()
                 if answer is not None:
                     return answer[1]
@@ -255,7 +247,7 @@ class NodeIdentities:
                 asking.cancel()
             # Which attack: a pod that makes up source addresses would leave something to wait for at each. Others who
             # wait there look again, and go on waiting.
-            self._wake([key for key in (address, uid) if key])
+            self._waiters.wake(keys)
 
     def _result(self, address: str, asking: asyncio.Future[Word]) -> Word:
         try:
@@ -272,62 +264,6 @@ class NodeIdentities:
         if self.core.contradicts(address, uid):
             return False
         return self.core.vouches(address, self._kernel.route_to(address), word.asked_at, word.age)
-
-    # ---- those who wait
-
-    def _change(self, key: str) -> asyncio.Future[None]:
-        """Done at the next change that concerns an address or UID. Wait with ``asyncio.wait``: it is shared."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
-        return waiting
-
-    def _wake(self, addresses: Iterable[str]) -> None:
-        for address in addresses:
-            waiting = self._waiting.pop(address, None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
-
-    # ---- telling of refusals
-
-    def _attacked(self, address: str, uid: str | None) -> None:
-        """Count and say that a pod uses another one's address; one line a second for each address."""
-        self._metrics.impostors.inc()
-        if self._is_due(f"{address} {uid}", asyncio.get_running_loop().time()):
-            owner = self.core.pods.pod_at(address)
-            log.warning(
-                "attack: the pod with the UID %s asks from the address of another pod; refused",
-                uid,
-                extra={
-                    "pod.ip": address,
-                    "pod.namespace": owner.namespace if owner else "",
-                    "pod.name": owner.name if owner else "",
-                },
-            )
-
-    def _is_due(self, key: str, now: float) -> bool:
-        """Whether something is to be told that isn't to be told too often."""
-        if now - self._reported.get(key, -_REPORT_EVERY) < _REPORT_EVERY:
-            return False
-        if len(self._reported) > 4096:
-            self._reported.clear()
-        self._reported[key] = now
-        return True
-
-    def _report(self, address: str, role: str) -> None:
-        """Let the server see a request that was refused here, so that it writes the pod's Event as it always does."""
-        now = asyncio.get_running_loop().time()
-        if len(self._reports) >= _MOST_REPORTS or not self._is_due(address, now):
-            return
-        task = asyncio.create_task(self._tell(address, role, now + _REPORT_SECONDS))
-        self._reports.add(task)
-        task.add_done_callback(self._reports.discard)
-
-    async def _tell(self, address: str, role: str, deadline: float) -> None:
-        try:
-            await self._unary.report(address, role, deadline)
-        except RequestFailure as failure:
-            log.debug("the server says of a refused request: %s", failure)
 
     def _away_seconds(self) -> float:
         return self._clock.wall() - self._away_since if self.core.stream is Stream.AWAY else 0.0

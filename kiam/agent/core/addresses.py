@@ -18,8 +18,8 @@ argument.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from kiam.agent.core.address import CONFIRM_AFTER, Address, is_newer
 from kiam.agent.core.routes import (
     ALWAYS,
     Change,
@@ -31,26 +31,6 @@ from kiam.agent.core.routes import (
     concerns,
 )
 
-CONFIRM_AFTER = 1.0
-"""Seconds after a changed route by which kubelet has reported it: the server's own news is waited for so long, and its
-word as of an earlier moment doesn't count."""
-_REMEMBER_SUSPICION = 60.0
-"""Seconds for which a suspect address is remembered that the server has withdrawn."""
-
-
-@dataclass(slots=True)
-class _Address:
-    uid: str
-    """The pod that the server says has it."""
-    word_at: float
-    """As of when the server says so."""
-    route: PodRoute | None = None
-    lost: PodRoute | None = None
-    """The route it had before it became suspect."""
-    changed_at: float | None = None
-    is_claimed: bool = True
-    """False: the server has withdrawn it since it became suspect, which is remembered for a while."""
-
 
 class Addresses:
     """Every address that the server says a pod of this node has."""
@@ -59,7 +39,7 @@ class Addresses:
         self.confirm_after = confirm_after
         self._dropped = 0
         self._near = Neighbourhood()
-        self._known: dict[str, _Address] = {}
+        self._known: dict[str, Address] = {}
         self._unbound: set[str] = set()
         # Link-layer addresses that routes go by. Those of pods that are gone stay in until everything is read anew.
         self._lladdrs: set[str] = set()
@@ -102,10 +82,14 @@ class Addresses:
         """
         known = self._known.get(address)
         word_at = asked_at - (age or 0.0)
-        if known is not None and known.changed_at is not None and not self._is_newer(word_at, known.changed_at):
+        if (
+            known is not None
+            and known.changed_at is not None
+            and not is_newer(word_at, known.changed_at, self.confirm_after)
+        ):
             return False
         found = None if age is None else self._near.pod_route(address, route)
-        return found is None or self._is_newer(word_at, self._born(found))
+        return found is None or is_newer(word_at, self._born(found), self.confirm_after)
 
     def ask_at(self, last_asked: float) -> float | None:
         """When the server is to be asked about suspect addresses; None: there are none."""
@@ -124,7 +108,7 @@ class Addresses:
                 return
             known.is_claimed = True
         else:
-            self._known[address] = _Address(uid, word_at)
+            self._known[address] = Address(uid, word_at)
         self._unbound.add(address)
         self._fresh.add(address)
         self._look_ups[address] = None
@@ -132,14 +116,14 @@ class Addresses:
     def release(self, address: str, now: float) -> None:
         """No pod has this address any more."""
         known = self._known.get(address)
-        if known is not None and known.changed_at is not None and now - known.changed_at < _REMEMBER_SUSPICION:
+        if known is not None and known.is_remembered(now):
             # Which attack: the next server that is asked may be one that hasn't heard of the pod's end.
             self._forget(address)
             known.is_claimed = False
             self._known[address] = known
         else:
             self._forget(address)
-        for other in [other for other, it in self._known.items() if _is_stale(it, now)]:
+        for other in [other for other, it in self._known.items() if it.is_stale(now)]:
             self._forget(other)
 
     def confirm(self, asked_at: float, age: float) -> None:
@@ -152,7 +136,7 @@ class Addresses:
         for address, known in list(self._known.items()):
             if known.changed_at is None:
                 known.word_at = max(known.word_at, word_at)
-            elif self._is_newer(word_at, known.changed_at):
+            elif is_newer(word_at, known.changed_at, self.confirm_after):
                 known.changed_at, known.word_at = None, word_at
                 if not known.is_claimed:
                     self._forget(address)
@@ -219,7 +203,7 @@ class Addresses:
 
     # ---- transitions
 
-    def _find(self, address: str, known: _Address, route: Route | None, is_informed: bool) -> None:
+    def _find(self, address: str, known: Address, route: Route | None, is_informed: bool) -> None:
         found = self._near.pod_route(address, route)
         fresh = address in self._fresh
         self._fresh.discard(address)
@@ -243,14 +227,14 @@ class Addresses:
         elif is_informed:
             self._bind(address, known, found)
 
-    def _bind(self, address: str, known: _Address, found: PodRoute) -> None:
+    def _bind(self, address: str, known: Address, found: PodRoute) -> None:
         known.route = found
         self._unbound.discard(address)
         if found.lladdr:
             self._lladdrs.add(found.lladdr)
 
-    def _suspect(self, address: str, known: _Address, changed_at: float) -> None:
-        known.lost, known.route, known.changed_at = known.route, None, changed_at
+    def _suspect(self, address: str, known: Address, changed_at: float) -> None:
+        known.doubt(changed_at)
         self._unbound.add(address)
         self._dropped += 1
 
@@ -260,13 +244,5 @@ class Addresses:
         self._look_ups.pop(address, None)
         self._fresh.discard(address)
 
-    def _is_newer(self, word_at: float, changed_at: float) -> bool:
-        """Whether the server's word as of some moment takes in a change: kubelet needs a while to report it."""
-        return word_at >= changed_at + self.confirm_after
-
     def _born(self, route: PodRoute) -> float:
         return self._near.since.get(route.pod_link, ALWAYS)
-
-
-def _is_stale(known: _Address, now: float) -> bool:
-    return not known.is_claimed and known.changed_at is not None and now - known.changed_at >= _REMEMBER_SUSPICION

@@ -12,10 +12,10 @@ epoch.
 
 from __future__ import annotations
 
-import enum
 import logging
 
-from kiam.agent.core.addresses import CONFIRM_AFTER, Addresses
+from kiam.agent.core.address import CONFIRM_AFTER
+from kiam.agent.core.addresses import Addresses
 from kiam.agent.core.askers import PodUidMode, Verdict, judge
 from kiam.agent.core.failures import (
     RequestFailure,
@@ -28,20 +28,10 @@ from kiam.agent.core.failures import (
 from kiam.agent.core.identities import KnownPod
 from kiam.agent.core.pods import NodePod, PushedPods, credentials_of, role_of
 from kiam.agent.core.routes import Route
+from kiam.agent.core.stream import Reading, Stream
 from kiam.rpc import kiam_pb2
 
 log = logging.getLogger(__name__)
-
-
-class Stream(enum.Enum):
-    """How things stand with the server's stream."""
-
-    NONE = "none"
-    """No stream yet, or a server that has none: unary calls."""
-    LIVE = "live"
-    """The snapshot is complete and changes come in."""
-    AWAY = "away"
-    """There was a stream; memory answers for pods whose route the kernel says is unchanged."""
 
 
 _LIVE = Stream.LIVE
@@ -70,11 +60,7 @@ class NodeCore:
         self._goes_by_address = pod_uid is not PodUidMode.REQUIRE
         self._away_until = 0.0
         self._everybody_woken = False
-        # Of the stream that is read: when it was asked for, the age of what its server knew then, and whether its
-        # snapshot is under way.
-        self._asked_at = 0.0
-        self._age = 0.0
-        self._in_snapshot = False
+        self._reading = Reading()
         self._last_asked = 0.0
 
     # ---- told by the server's stream
@@ -85,9 +71,7 @@ class NodeCore:
 
     def stream_opened(self, hello: kiam_pb2.NodeUpdate, asked_at: float) -> None:
         """The first update of the stream that is read from now on, which was asked for then."""
-        self._asked_at = asked_at
-        self._age = _age(hello.hello)
-        self._in_snapshot = True
+        self._reading = Reading.begun(hello.hello, asked_at)
         self.pods.apply(hello)
 
     def apply(self, update: kiam_pb2.NodeUpdate, now: float) -> None:
@@ -95,7 +79,7 @@ class NodeCore:
         if update.HasField("snapshot_complete"):
             self._complete(update.snapshot_complete)
             return
-        word_at = self._asked_at - self._age if self._in_snapshot else now - _age(update)
+        word_at = self._reading.word_at(update, now)
         for address in self.pods.apply(update):
             pod = self.pods.pod_at(address)
             if pod is not None:
@@ -105,7 +89,7 @@ class NodeCore:
 
     def stream_lost(self, now: float) -> None:
         """The stream broke."""
-        self._in_snapshot = False
+        self._reading.in_snapshot = False
         if self.stream is Stream.LIVE:
             self.stream = Stream.AWAY
             self._away_until = now + self._grace
@@ -123,14 +107,14 @@ class NodeCore:
 
     def ask_at(self) -> float | None:
         """When the server is to be asked anew, by a stream beside the one that is read; None: no need."""
-        if self.stream is not Stream.LIVE or self._in_snapshot:
+        if self.stream is not Stream.LIVE or self._reading.in_snapshot:
             return None
         return self.addresses.ask_at(self._last_asked)
 
     @property
     def is_informed(self) -> bool:
         """Whether the server keeps us informed, or is about to: its pods may be bound to their routes."""
-        return self.stream is Stream.LIVE or self._in_snapshot
+        return self.stream is Stream.LIVE or self._reading.in_snapshot
 
     def take_woken(self) -> tuple[bool, set[str]]:
         """Whose requests are to be looked at again: everybody's, or those at these addresses."""
@@ -142,8 +126,7 @@ class NodeCore:
         if self.stream is not Stream.LIVE:
             log.info("the server's picture of this node is complete: %d pods", len(self.pods.pods))
         self.stream = Stream.LIVE
-        self._in_snapshot = False
-        self.addresses.confirm(self._asked_at, max(self._age, _age(marker)))
+        self.addresses.confirm(self._reading.asked_at, self._reading.completed(marker))
         # Those that waited under the old circumstances look again.
         self._everybody_woken = True
 
@@ -263,8 +246,3 @@ class NodeCore:
             is_settled=self.addresses.is_bound(address),
             mode=self._pod_uid,
         )
-
-
-def _age(message: kiam_pb2.Hello | kiam_pb2.SnapshotComplete | kiam_pb2.NodeUpdate) -> float:
-    """Seconds; 0 of a server that doesn't say: its word is taken as it comes."""
-    return message.watch_age_milliseconds / 1000 if message.HasField("watch_age_milliseconds") else 0.0

@@ -2,7 +2,7 @@
 
 While the server is away an address may pass to another pod, and nobody tells us. The kernel knows: the new pod has
 another interface. So a pod is remembered together with its interface, and forgotten as soon as that changes.
-``docs/outage.md`` has the whole argument. Pure decisions; :mod:`kiam.agent.kernel.rtnetlink` brings what they are made
+``docs/outage.md`` has the whole argument. Pure decisions; :mod:`kiam.agent.kernel.watcher` brings what they are made
 from.
 """
 

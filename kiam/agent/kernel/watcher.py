@@ -9,7 +9,8 @@ from typing import Self
 
 from kiam.agent.core.node import NodeCore
 from kiam.agent.core.routes import LinkChange, Route
-from kiam.agent.kernel.rtnetlink import Changes, ChangesLostError, Questions
+from kiam.agent.kernel.changes import Changes, ChangesLostError
+from kiam.agent.kernel.rtnetlink import Questions
 from kiam.clocks import Clock
 from kiam.errors import UserError
 

@@ -18,7 +18,8 @@ from kiam.agent.control import node_stream
 from kiam.agent.control.answers import NodeIdentities
 from kiam.agent.control.channel import ServerClient
 from kiam.agent.control.unary import UnaryCalls
-from kiam.agent.core.node import NodeCore, Stream
+from kiam.agent.core.node import NodeCore
+from kiam.agent.core.stream import Stream
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import ServerSettings
 from kiam.clocks import SystemClock

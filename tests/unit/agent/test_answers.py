@@ -22,8 +22,9 @@ from kiam.agent.core.failures import (
     ServerAway,
 )
 from kiam.agent.core.identities import KnownPod
-from kiam.agent.core.node import NodeCore, Stream
+from kiam.agent.core.node import NodeCore
 from kiam.agent.core.routes import Link, LinkChange, Route
+from kiam.agent.core.stream import Stream
 from kiam.agent.metrics import AgentMetrics
 from kiam.clocks import Clock
 from kiam.rpc import kiam_pb2
@@ -277,7 +278,7 @@ async def test_requests_leave_nothing_behind() -> None:
     assert await waits(hung_up)
     hung_up.cancel()
     await asyncio.wait({hung_up})
-    assert not agent.node._waiting
+    assert not agent.node._waiters
 
 
 async def test_one_who_gives_up_does_not_stop_another_from_waiting() -> None:

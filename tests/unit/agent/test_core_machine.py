@@ -22,11 +22,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kiam.agent.core.addresses import CONFIRM_AFTER
+from kiam.agent.core.address import CONFIRM_AFTER
 from kiam.agent.core.askers import PodUidMode
 from kiam.agent.core.failures import CredentialsUnavailable, RequestFailure
-from kiam.agent.core.node import NodeCore, Stream
+from kiam.agent.core.node import NodeCore
 from kiam.agent.core.routes import Change, Link, LinkChange, Route, RouteChange
+from kiam.agent.core.stream import Stream
 from kiam.rpc import kiam_pb2
 from tests.unit.agent.test_pods import BASE, credentials, pod, withdrawn
 

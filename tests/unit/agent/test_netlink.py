@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from kiam.agent.core.routes import Link, LinkChange, NeighbourChange, PortChange, RouteChange
-from kiam.agent.kernel.rtnetlink import changes
+from kiam.agent.kernel.changes import changes
 
 MAC = "0a:58:0a:2a:00:0b"
 
