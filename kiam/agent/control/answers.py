@@ -263,7 +263,12 @@ class NodeIdentities:
         self._kernel.catch_up()
         if self.core.contradicts(address, uid):
             return False
-        return self.core.vouches(address, self._kernel.route_to(address), word.asked_at, word.age)
+        route = self._kernel.route_to(address)
+        if uid is not None and word.refusal is None and route is not None and route.is_local:
+            # Which attack: a pod on the host network asks, and a conventional server, which finds pods there by the
+            # node's address, names another one. They are known by UID only.
+            return False
+        return self.core.vouches(address, route, word.asked_at, word.age)
 
     def _away_seconds(self) -> float:
         return self._clock.wall() - self._away_since if self.core.stream is Stream.AWAY else 0.0

@@ -54,6 +54,8 @@ class Kernel:
     def __init__(self, core: NodeCore, clock: Clock) -> None:
         self._core, self._clock = core, clock
         self.routes: dict[str, int] = {}
+        self.own: set[str] = set()
+        """The node's own addresses."""
         self._links = 10
         self.caught_up = 0
         core.addresses.kernel_is([], clock.elapsed(), is_first=True)
@@ -83,7 +85,9 @@ class Kernel:
 
     def route_to(self, address: str) -> Route | None:
         link = self.routes.get(address)
-        return None if link is None else Route(link, 32, via_gateway=False, is_unicast=True)
+        if link is None:
+            return None
+        return Route(link, 32, via_gateway=False, is_unicast=True, is_local=address in self.own)
 
 
 class Server:
@@ -524,6 +528,20 @@ async def test_host_network_pods_are_told_apart_by_uid() -> None:
     for uid in (None, "host-2"):
         with pytest.raises(NotYetKnown):
             await agent.ask(node_address, uid=uid)
+
+
+@pytest.mark.parametrize("mode", [PodUidMode.CHECK, PodUidMode.REQUIRE])
+async def test_host_network_pod_is_not_whom_a_conventional_server_finds_at_the_nodes_address(mode: PodUidMode) -> None:
+    agent = Agent(pod_uid=mode)
+    agent.kernel.own.add(A)
+    with pytest.raises(NotYetKnown):
+        await agent.ask(A, uid="host-2", seconds=0.01)
+    # Its no is told all the same, and nothing changes for other pods.
+    agent.server.refusal = Forbidden("no")
+    with pytest.raises(Forbidden):
+        await agent.ask(A, uid="host-2")
+    agent.server.refusal = None
+    assert await agent.ask(B, uid="u1") == b"{from-server}\n"
 
 
 @pytest.mark.parametrize(("mode", "answered"), [(PodUidMode.CHECK, True), (PodUidMode.REQUIRE, False)])
