@@ -1,23 +1,22 @@
-"""One connection of a pod: HTTP/1.1 on httptools' parser, with limits that keep one pod from starving the others.
+"""One connection of a pod: what its bytes ask for is answered in order, in time, and not without end.
 
-The client is hostile. What it may do to the parser's framing ends the connection: whatever follows an error, an
-upgrade or a body that isn't read is never taken for a request.
+The client is hostile: limits keep one pod from starving the others. How bytes become requests is
+:mod:`kiam.agent.http.reading`'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import httptools
-
+from kiam.agent.http.deadline import NEVER, Deadline
 from kiam.agent.http.listener import original_destination
 from kiam.agent.http.messages import Request, Response, asker_of, encode, recognise, text
 from kiam.agent.http.paths import normalise_address
+from kiam.agent.http.reading import TOO_LARGE, Event, Expectation, RequestReader
 
 if TYPE_CHECKING:
     from kiam.agent.http.pod_server import PodServer
@@ -26,35 +25,8 @@ log = logging.getLogger(__name__)
 
 _LINGER_SECONDS = 1.0
 """How long what is still sent is thrown away before the connection is closed, so that the answer isn't lost."""
-_MOST_PIPELINED = 32
-"""Requests of a connection that may be sent before the first is answered; no SDK sends two."""
 _LINK_LOCAL = ("fe8", "fe9", "fea", "feb")
 """How the addresses of fe80::/10 begin (RFC 4291, section 2.4)."""
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NEVER = float("inf")
-
-
-class BodyUse(enum.Enum):
-    """What becomes of a request's body."""
-
-    KEPT = "kept"
-    """It is read, and part of the request."""
-    IGNORED = "ignored"
-    """It is read, so that the connection can go on, and thrown away."""
-    UNREAD = "unread"
-    """The request is answered without it, and the connection ends."""
-
-
-class _RefusedError(Exception):
-    """Raised in the parser's callbacks, to stop it there."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
-        self.response = response
-
-
-_UNPARSABLE = text("the request can't be parsed\n", 400)
-_TOO_LARGE = text("the request's body is too large\n", 413)
 _TOO_SLOW = text("the request comes too slowly\n", 408)
 _BUG = text("internal error of the kiam agent\n", 500)
 
@@ -63,30 +35,28 @@ class Connection(asyncio.Protocol):
     """asyncio's protocol of one connection. ``client_address`` is its peer, ``client_uid`` the peer's pod if known."""
 
     __slots__ = (
-        "_body", "_body_use", "_deadline", "_drained", "_fields", "_head_size", "_in_message", "_is_ending",
-        "_is_expected", "_is_paused", "_loop", "_parser", "_peer", "_queue", "_request", "_server", "_stalled",
-        "_tail_size", "_task", "_timer", "_timer_at", "_transport", "_url", "asker", "client_address", "client_uid",
+        "_deadline", "_drained", "_in_message", "_is_ending", "_is_expected", "_is_paused", "_linger", "_loop", "_peer",
+        "_queue", "_reader", "_server", "_stalled", "_task", "_transport", "asker", "client_address", "client_uid",
     )  # fmt: skip
 
     def __init__(self, server: PodServer) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser: httptools.HttpRequestParser | None = None
-        self._queue: deque[tuple[Request | None, Response | None]] = deque()
+        self._peer: tuple[Any, ...] | None = None
+        # Made when something comes that isn't recognised at first sight, which most connections never see.
+        self._reader: RequestReader | None = None
+        self._queue: deque[Request | Response] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = _NEVER
-        # When the headers being received must be complete, or an idle connection ends; never: an answer is being made.
-        self._deadline = _NEVER
+        # By when the headers that come must be complete, or an idle connection ends; never: an answer is being made.
+        self._deadline = Deadline(self._loop, self._too_late)
         self._is_expected = False
+        self._linger: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
         self._in_message = False
         self._is_ending = False
         self._is_paused = False
-        self._request: Request | None = None
-        self._begin()
         self.client_address = ""
         self.client_uid: str | None = None
         self.asker = ""
@@ -119,18 +89,19 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the client's connection; whoever waits for its answer stops waiting."""
-        for timer in (self._timer, self._stalled):
+        for timer in (self._linger, self._stalled):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._stalled = None
+        self._linger = self._stalled = None
+        self._deadline.end()
         if self._task is not None:
             self._task.cancel()
         self._queue.clear()
         if self._transport is not None:
             self._server.leave(self)
         self._transport = None
-        # It holds this object's methods.
-        self._parser = None
+        if self._reader is not None:
+            self._reader.close()
 
     def data_received(self, data: bytes) -> None:
         """Answer a plain request here and now if the answer is at hand; parse everything else."""
@@ -142,7 +113,7 @@ class Connection(asyncio.Protocol):
                 answer = self._server.answering.at_once(self.client_address, plain, self.client_uid)
                 if answer is not None and self._transport is not None:
                     # No timer is touched: the one there is sees the new deadline when it fires.
-                    self._deadline = self._loop.time() + self._server.limits.idle_time
+                    self._deadline.at = self._loop.time() + self._server.limits.idle_time
                     self._is_expected = False
                     self._transport.write(answer)
                     return
@@ -169,134 +140,31 @@ class Connection(asyncio.Protocol):
         if not self._queue:
             self._resume()
 
-    # ---- httptools' callbacks
-
-    def on_message_begin(self) -> None:
-        """The first byte of a request."""
-        self._begin()
-        self._in_message = True
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request's target."""
-        self._url += url
-        if len(self._url) > self._server.limits.line:
-            raise _RefusedError(_UNPARSABLE)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header field."""
-        limits = self._server.limits
-        if len(self._fields) >= limits.fields or len(name) + len(value) > limits.field:
-            raise _RefusedError(_UNPARSABLE)
-        self._fields.append((name.decode("latin-1").lower(), value.decode("latin-1")))
-
-    def on_headers_complete(self) -> None:
-        """Decide what becomes of the body."""
-        parser = self._parser
-        assert parser is not None
-        version = parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            raise _RefusedError(_UNPARSABLE)
-        request = Request(
-            method=parser.get_method().decode("ascii"),
-            target=bytes(self._url).decode("latin-1"),
-            fields=tuple(self._fields),
-            client=self.client_address,
-            uid=self.client_uid,
-            peer=self._peer,
-            # Which attack: after an upgrade the parser leaves the framing to us, and a body would be read as requests.
-            keep_alive=parser.should_keep_alive() and not parser.should_upgrade(),
-            is_old=version == "1.0",
-        )
-        self._head_size = 0
-        self._request = request
-        length = request.values("content-length")
-        has_body = bool(request.values("transfer-encoding")) or length not in ([], ["0"])
-        if not has_body:
-            return
-        self._body_use = self._server.answering.body_use(request)
-        if self._body_use is BodyUse.UNREAD or parser.should_upgrade():
-            self._take(request.last())
-        elif length and int(length[0]) > self._server.limits.body:
-            raise _RefusedError(_TOO_LARGE)
-        elif self._task is None and not request.is_old and _expects_continue(request):
-            # Whoever asks so waits a second or more for this before it sends its body (RFC 9110, section 10.1.1).
-            self._write(_CONTINUE)
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a request's body."""
-        if self._is_ending:
-            return
-        self._head_size += len(body)
-        self._tail_size = 0
-        if self._head_size > self._server.limits.body:
-            raise _RefusedError(_TOO_LARGE)
-        if self._body_use is BodyUse.KEPT:
-            self._body += body
-
-    def on_message_complete(self) -> None:
-        """A whole request has come."""
-        self._in_message = False
-        request = self._request
-        if self._is_ending or request is None:
-            return
-        self._take(request.with_body(bytes(self._body)) if self._body else request)
-
     # ---- reading
 
-    def _begin(self) -> None:
-        self._url = bytearray()
-        self._fields: list[tuple[str, str]] = []
-        self._body = bytearray()
-        self._body_use = BodyUse.IGNORED
-        self._request = None
-        # Bytes of the headers so far; once they are complete, of the body.
-        self._head_size = 0
-        # Bytes read since the last piece of the body: of a chunk's head, or of trailers.
-        self._tail_size = 0
-
     def _feed(self, data: bytes) -> None:
-        if self._parser is None:
-            self._parser = httptools.HttpRequestParser(self)
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = RequestReader(
+                self._server.limits, self._server.answering.body_use, self.client_address, self.client_uid, self._peer
+            )
         if not self._in_message and not self._is_expected and self._task is None:
             # Idle, and what came isn't a request known at first sight: the clock starts with its first byte.
             self._expect(self._server.limits.header_time, is_expected=True)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._end_reading()
-        except httptools.HttpParserError as error:
-            if not self._is_ending:
-                cause = error.__context__
-                self._refuse(cause.response if isinstance(cause, _RefusedError) else _UNPARSABLE)
-        else:
-            if self._in_message and self._is_endless(len(data)):
-                self._refuse(_UNPARSABLE)
+        events = reader.feed(data, len(self._queue))
+        self._in_message, self._is_ending = reader.is_in_message, reader.is_ended
+        for event in events:
+            self._heard(event)
 
-    def _is_endless(self, size: int) -> bool:
-        """Count bytes in. Which attack: one field without end, of the headers or behind a body in chunks (a trailer),
-        which the parser keeps until it ends."""
-        limits = self._server.limits
-        if self._request is None:
-            self._head_size += size
-            return self._head_size > limits.head
-        # Read together with the end of the body, which isn't counted as such.
-        self._tail_size += size
-        return self._tail_size > limits.head + limits.body
-
-    def _take(self, request: Request) -> None:
-        """Have a request answered after those before it."""
-        self._queue.append((request, None))
-        if not request.keep_alive:
-            self._end_reading()
-        elif len(self._queue) > _MOST_PIPELINED:
-            raise _RefusedError(_UNPARSABLE)
-        self._work_on()
-
-    def _refuse(self, response: Response) -> None:
-        if response.status != 413:
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, Expectation):
+            # Not before the answers to the requests before it.
+            if self._task is None:
+                self._write(event.value)
+            return
+        if isinstance(event, Response) and event is not TOO_LARGE:
             self._server.refused("unparsable")
-        self._queue.append((None, response))
-        self._end_reading()
+        self._queue.append(event)
         self._work_on()
 
     def _end_reading(self) -> None:
@@ -317,7 +185,7 @@ class Connection(asyncio.Protocol):
     # ---- answering
 
     def _work_on(self) -> None:
-        self._deadline = _NEVER
+        self._deadline.at = NEVER
         self._is_expected = False
         if self._task is None:
             self._task = self._loop.create_task(self._work())
@@ -329,8 +197,9 @@ class Connection(asyncio.Protocol):
         """Answer what is queued, in order."""
         try:
             while self._queue:
-                request, refusal = self._queue.popleft()
-                response = refusal or await self._respond(request)
+                asked = self._queue.popleft()
+                request = asked if isinstance(asked, Request) else None
+                response = asked if isinstance(asked, Response) else await self._respond(asked)
                 keep = request is not None and request.keep_alive and not self._server.answering.draining
                 self._write(encode(response, request, self._server.date(), close=not keep))
                 if not keep:
@@ -346,8 +215,7 @@ class Connection(asyncio.Protocol):
         else:
             self._expect(self._server.limits.idle_time, is_expected=False)
 
-    async def _respond(self, request: Request | None) -> Response:
-        assert request is not None
+    async def _respond(self, request: Request) -> Response:
         try:
             return await self._server.answering.respond(request)
         except Exception:
@@ -370,10 +238,8 @@ class Connection(asyncio.Protocol):
         self._resume()
         with contextlib.suppress(OSError):
             transport.write_eof()
-        self._timer_at = 0.0
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(_LINGER_SECONDS, transport.close)
+        self._deadline.end()
+        self._linger = self._loop.call_later(_LINGER_SECONDS, transport.close)
 
     def close(self) -> None:
         """Close now, whatever is under way."""
@@ -386,26 +252,13 @@ class Connection(asyncio.Protocol):
         """Have the connection end in so many seconds unless something comes; ``is_expected``: a whole request."""
         if self._transport is None or self._is_ending:
             return
-        self._deadline = self._loop.time() + seconds
         self._is_expected = is_expected
-        if self._deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._start_timer()
+        self._deadline.set(seconds)
 
-    def _start_timer(self) -> None:
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._check)
-
-    def _check(self) -> None:
-        # One timer serves many requests: it is moved when it fires, not at each request.
-        self._timer = None
-        self._timer_at = _NEVER
-        if self._transport is None or self._deadline == _NEVER:
+    def _too_late(self) -> None:
+        if self._transport is None:
             return
-        if self._loop.time() < self._deadline:
-            self._start_timer()
-        elif self._is_expected:
+        if self._is_expected:
             # Which attack: headers or a body that come a byte at a time, called Slowloris.
             self._server.refused("slow headers")
             self._write(encode(_TOO_SLOW, None, self._server.date(), close=True))
@@ -418,7 +271,3 @@ class Connection(asyncio.Protocol):
         self._server.refused("unread answers")
         # close() would wait for the buffer to drain, which is what doesn't happen.
         self.close()
-
-
-def _expects_continue(request: Request) -> bool:
-    return any(value.casefold() == "100-continue" for value in request.values("expect"))

@@ -15,8 +15,8 @@ from typing import Protocol
 from kiam.agent.core.askers import PodUidMode
 from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, Unauthorized, not_yet_certain
 from kiam.agent.core.identities import REQUEST_BUDGET, PodIdentities
-from kiam.agent.http.connection import BodyUse
 from kiam.agent.http.messages import Plain, Request, Response, target_of, text
+from kiam.agent.http.reading import BodyUse
 from kiam.agent.http.request_log import RefusalLog
 from kiam.agent.http.token_desk import require_direct
 from kiam.agent.http.waiting import Waiting

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from kiam.agent.core.failures import MethodNotAllowed, NoRole, RequestFailure, TooManyWaiting, UnusableRole
 from kiam.agent.core.identities import REQUEST_BUDGET, PodIdentities
-from kiam.agent.http.connection import BodyUse
 from kiam.agent.http.dates import DatedHeads
 from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.messages import SERVER, TEXT, Plain, Request, Response, target_of, text
 from kiam.agent.http.paths import Target, normalise_address, query_value
 from kiam.agent.http.proxy import PassingOn
 from kiam.agent.http.rate import RequestRate
+from kiam.agent.http.reading import BodyUse
 from kiam.agent.http.request_log import RefusalLog, log_fields
 from kiam.agent.http.token_desk import TokenDesk
 from kiam.agent.http.waiting import Waiting

@@ -7,9 +7,10 @@ import contextlib
 from typing import Protocol
 
 from kiam.agent.core.askers import PeerIdentification
-from kiam.agent.http.connection import BodyUse, Connection
+from kiam.agent.http.connection import Connection
 from kiam.agent.http.dates import HttpDate
 from kiam.agent.http.messages import Plain, Request, Response
+from kiam.agent.http.reading import BodyUse
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import Limits
 

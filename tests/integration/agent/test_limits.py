@@ -17,12 +17,12 @@ from prometheus_client import CollectorRegistry
 
 from kiam.agent.core.failures import NotYetKnown
 from kiam.agent.core.identities import KnownPod
-from kiam.agent.http.connection import BodyUse
 from kiam.agent.http.handlers import Handlers
 from kiam.agent.http.instance_metadata import InstanceMetadata
 from kiam.agent.http.messages import Plain, Request, Response
 from kiam.agent.http.pod_server import PodServer
 from kiam.agent.http.proxy import PassingOn, RouteFilter
+from kiam.agent.http.reading import BodyUse
 from kiam.agent.http.token_desk import TokenDesk
 from kiam.agent.http.tokens import SessionTokens
 from kiam.agent.metrics import AgentMetrics

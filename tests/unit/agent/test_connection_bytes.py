@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from kiam.agent.http.connection import BodyUse, Connection
+from kiam.agent.http.connection import Connection
 from kiam.agent.http.messages import Plain, Request, Response, recognise
 from kiam.agent.http.pod_server import PodServer
+from kiam.agent.http.reading import BodyUse
 from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import Limits
 
