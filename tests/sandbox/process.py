@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+_GONE = (FileNotFoundError, ProcessLookupError)
+"""What /proc says of a process that has ended: before its file is opened, or between that and the reading."""
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -165,21 +169,34 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and of the children it still has (/proc/pid/stat)."""
-        return sum(_cpu_seconds(pid) for pid in family(self.pid))
+        return self._sum(_cpu_seconds)
 
     def rss_bytes(self) -> int:
         """Resident memory of the process and of the children it still has (/proc/pid/statm)."""
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in family(self.pid))
+        return self._sum(_rss_bytes)
+
+    def _sum(self, figure: Callable[[int], N]) -> N:
+        """Of a figure. A child that ends meanwhile counts for nothing; if the program itself has ended, that raises."""
+        total = figure(self.pid)
+        for pid in family(self.pid)[1:]:
+            with contextlib.suppress(*_GONE):
+                total += figure(pid)
+        return total
 
 
 def family(pid: int) -> list[int]:
-    """A process and those that descend from it."""
+    """A process and those that descend from it, as far as they are still there."""
     found, queue = [], [pid]
     while queue:
         found.append(queue.pop())
         for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            queue.extend(map(int, children.read_text().split()))
+            with contextlib.suppress(*_GONE):
+                queue.extend(map(int, children.read_text().split()))
     return found
+
+
+def _rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def _cpu_seconds(pid: int) -> float:

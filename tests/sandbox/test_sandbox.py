@@ -123,3 +123,23 @@ def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path) -> None:
     assert name.startswith("kiam-")
     subprocess.run([sys.executable, "-c", "from tests.sandbox.netns import sweep; sweep()"], check=True)
     assert not (NETNS_DIRECTORY / name).exists()
+
+
+@pytest.mark.parametrize("gone", [FileNotFoundError, ProcessLookupError])
+def test_a_child_that_ends_while_its_parent_is_measured_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: type[OSError]
+) -> None:
+    read_text = Path.read_text
+    with Process(
+        [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"], tmp_path / "log"
+    ) as it:
+        it.wait_for_output("up")
+
+        def read(path: Path) -> str:
+            if path.parent.name == "1234567":
+                raise gone
+            return "1234567" if path.name == "children" else read_text(path)
+
+        monkeypatch.setattr(Path, "read_text", read)
+        assert it.cpu_seconds() >= 0
+        assert it.rss_bytes() > 1_000_000
