@@ -10,7 +10,7 @@ from kiam.dataplane.contract import Condition
 from tests.integration.dataplane.conftest import Plane
 
 
-def test_each_can_be_looked_at_in_a_process_with_thousands_of_descriptors(plane: Plane) -> None:
+def test_each_can_be_looked_at_and_removed_in_a_process_with_thousands_of_descriptors(plane: Plane) -> None:
     # select() takes no descriptor above 1,023: libnftables' would abort the process.
     plane.install()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -21,3 +21,5 @@ def test_each_can_be_looked_at_in_a_process_with_thousands_of_descriptors(plane:
             stack.enter_context(Path("/dev/null").open("rb"))
         assert plane.inspect(plane.wanted).condition is Condition.INSTALLED
         plane.counters()
+        plane.remove()
+        assert plane.inspect().condition is Condition.ABSENT

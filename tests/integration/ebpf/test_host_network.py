@@ -16,7 +16,7 @@ from kiam.dataplane.contract import HostNetwork
 from kiam.metadata import METADATA_IPV4
 from tests.integration.ebpf import ways
 from tests.integration.ebpf.world import TIMEOUT, World, ask, wanted_state
-from tests.sandbox.netns import NODE_IPV4, PodNet
+from tests.sandbox.netns import NODE_IPV4
 from tests.sandbox.process import wait_until
 
 
@@ -31,28 +31,19 @@ def agent_cgroup(world: World) -> Path:
     return world.cgroup.pod(str(uuid.uuid4()))
 
 
-def test_deny_refuses_and_counts_them(denied: World, pod: PodNet) -> None:
-    before = denied.drops()["host-network"]
-    assert denied.from_host_network_pod(ask).refused
-    with pytest.raises(PermissionError):
-        denied.from_host_network_pod(ways.send_datagram, str(METADATA_IPV4))
-    assert denied.drops()["host-network"] == before + 2
-    assert denied.from_pod(pod, ask).who == "agent"
-
-
-@pytest.mark.parametrize("quality", ["", "burstable", "besteffort"])
-def test_redirect_takes_every_quality_of_service_class_to_the_agent(world: World, quality: str) -> None:
+def test_getpeername_answers_with_the_address_that_was_asked_for(world: World) -> None:
     world.install(wanted_state(host_network=HostNetwork.REDIRECT))
-    cgroup = world.cgroup.pod(str(uuid.uuid4()), quality)
-    reply = world.from_host_network_pod(ask, cgroup=cgroup)
+    reply = world.from_host_network_pod(ask)
     assert (reply.who, reply.source, reply.peer) == ("agent", str(NODE_IPV4), (str(METADATA_IPV4), 80))
 
 
 @pytest.mark.parametrize("mode", [HostNetwork.DENY, HostNetwork.REDIRECT])
-def test_the_hosts_own_processes_are_left_alone(world: World, mode: HostNetwork) -> None:
-    world.install(wanted_state(host_network=mode))
-    assert world.from_host(ask).who == "real"
+def test_raw_sockets_of_the_host_and_of_the_agents_own_pod_are_left_alone(
+    world: World, agent_cgroup: Path, mode: HostNetwork
+) -> None:
+    world.install(wanted_state(host_network=mode, agent_cgroup=agent_cgroup))
     assert world.from_host(ways.send_raw_icmp) == len(ways.ICMP_ECHO)
+    assert world.from_host_network_pod(ways.send_raw_icmp, cgroup=agent_cgroup) == len(ways.ICMP_ECHO)
 
 
 @pytest.mark.parametrize("mode", [HostNetwork.DENY, HostNetwork.REDIRECT])
@@ -86,13 +77,6 @@ def test_their_older_connections_reach_the_real_service_no_more(clean: World) ->
         old.join()
     wait_until(lambda: clean.drops()["bypass"] > 0, "the request to be counted")
     assert len(clean.real.received) == received
-
-
-def test_the_agents_own_pod_reaches_the_real_service(world: World, agent_cgroup: Path) -> None:
-    world.install(wanted_state(host_network=HostNetwork.DENY, agent_cgroup=agent_cgroup))
-    assert world.from_host_network_pod(ask, cgroup=agent_cgroup).who == "real"
-    assert world.from_host_network_pod(ways.send_raw_icmp, cgroup=agent_cgroup) == len(ways.ICMP_ECHO)
-    assert world.from_host_network_pod(ask).refused
 
 
 def test_an_agent_that_installs_finds_its_own_pod_and_a_later_install_from_elsewhere_keeps_it(
