@@ -16,8 +16,6 @@ from tests.sandbox.netns import NODE_IPV6
 from tests.sandbox.node import CREDENTIALS, Answer, NodeInABox, Pod
 from tests.sandbox.process import wait_until
 
-FLAGS = ("--grpc-keepalive-time-duration=1s", "--grpc-keepalive-timeout-duration=1s")
-
 
 @dataclass(slots=True)
 class Outage:
@@ -70,7 +68,7 @@ def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
     with NodeInABox(dataplane="none", cni=request.param) as box:
         box.add_namespace("default")
         box.start_server()
-        box.start_agent(*FLAGS)
+        box.start_agent()
         names = ("known", "victim", "one", "two", "mac")
         pods = {name: known_pod(box, name, f"role-of-{name}") for name in names}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -31,12 +30,10 @@ def counter(box: NodeInABox, name: str) -> float:
 def test_scheduled_pod_is_answered_before_its_address_is_reported(box: NodeInABox) -> None:
     pod = box.add_pod("early", known=False)
     box.schedule(pod, "early")
-    # Long before the 5 s of a request are over, as nobody ever says that this address is the pod's.
-    began = time.monotonic()
+    # Not because the address came to be known while the request waited: nobody says yet that it is the pod's.
     assert pod.role().text == "early"
     assert pod.credentials("early").status == 200
     assert pod.credentials("other").status == 403
-    assert time.monotonic() - began < 4.0
     box.announce(pod, "early")
     assert wait_until(lambda: pod.credentials("early").status == 200, "the address to count")
 

@@ -114,7 +114,7 @@ async def test_nobody_is_vouched_for_while_the_api_is_cut_off_and_addresses_swap
 async def test_server_that_hears_nothing_is_not_ready_ends_its_streams_and_recovers(
     sandbox: Sandbox, kube: KubeApi
 ) -> None:
-    server = await sandbox.start(sync=timedelta(seconds=1), stale_after=timedelta(seconds=2))
+    server = await sandbox.start(sync=timedelta(seconds=1), stale_after=timedelta(seconds=6))
     client = await sandbox.connect(server)
     await until(lambda: _is(client.health(), "ok"))
     watch = client.watch(node_name="n1")
