@@ -20,9 +20,9 @@ from tests.deploy.chart import CHART, manifests
 from tests.docs.test_docs import DOCS
 from tests.integration.agent.conftest import running_agent
 from tests.integration.tls.conftest import running_server, secret, tls_flags
+from tests.sandbox.certificates import Authority
 from tests.sandbox.kubeapi import write_kubeconfig
 from tests.sandbox.process import free_port, wait_until
-from tests.unit.tls.files import Authority
 
 OURS = re.compile(r"\b(?:kiam|grpc)_\w+\b")
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}

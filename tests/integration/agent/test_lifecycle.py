@@ -19,8 +19,9 @@ import pytest
 
 from kiam.tls import TLSFiles
 from tests.integration.agent.conftest import CREDENTIALS, running_agent
+from tests.sandbox.certificates import MountedSecret
 from tests.sandbox.conventional_server import conventional_server
-from tests.sandbox.pki import Pki, SecretVolume, make_pki
+from tests.sandbox.pki import Pki, make_pki
 from tests.sandbox.process import free_port, wait_until
 
 POD = "127.0.0.11"
@@ -70,7 +71,7 @@ def test_pods_are_let_in_before_there_is_a_server(tmp_path: Path, pki: Pki) -> N
 
 
 def test_certificates_are_replaced_without_a_failed_call(tmp_path: Path, pki: Pki) -> None:
-    volume = SecretVolume.of(tmp_path / "secret", pki.agent)
+    volume = MountedSecret.of(tmp_path / "secret", pki.agent)
     failures: list[int] = []
     stop = threading.Event()
     with (
@@ -94,7 +95,7 @@ def test_certificates_are_replaced_without_a_failed_call(tmp_path: Path, pki: Pk
         try:
             for name in ("agent-1", "agent-2"):
                 calls = server.calls["GetPodRole"]
-                volume.swap(pki.issue(name, [name]))
+                volume.swap_for(pki.issue(name, [name]))
                 agent.process.wait_for_output(f"TLS certificate '{name}' loaded")
                 wait_until(partial(more_calls, calls), "calls with the new certificate")
         finally:

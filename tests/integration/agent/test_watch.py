@@ -27,7 +27,8 @@ from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls.certificates import load_summary
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
-from tests.sandbox.pki import Pki, SecretVolume
+from tests.sandbox.certificates import MountedSecret
+from tests.sandbox.pki import Pki
 from tests.sandbox.process import until
 from tests.unit.agent.test_answers import COMPLETE, Kernel
 from tests.unit.agent.test_pods import BASE, A, credentials, pod, withdrawn
@@ -106,7 +107,7 @@ class World:
 
 @pytest.fixture
 async def world(pki: Pki, tmp_path: Path) -> AsyncIterator[World]:
-    world = World(pki, SecretVolume.of(tmp_path / "secret", pki.agent).files)
+    world = World(pki, MountedSecret.of(tmp_path / "secret", pki.agent).files)
     await world.start_server()
     yield world
     await world.server.stop(None)

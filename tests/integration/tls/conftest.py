@@ -12,9 +12,9 @@ import pytest
 
 from kiam.tls import TLSFiles
 from tests.sandbox.aws import AwsProcess
+from tests.sandbox.certificates import Authority, MountedSecret
 from tests.sandbox.kubeapi import KubeApiProcess, namespace, pod, write_kubeconfig
 from tests.sandbox.process import Process
-from tests.unit.tls.files import Authority, MountedSecret
 
 NAMES = ("localhost", "127.0.0.1")
 ROLE_BASE_ARN = "arn:aws:iam::123456789012:role/"

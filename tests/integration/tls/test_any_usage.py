@@ -16,8 +16,8 @@ from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls import TLSFiles
 from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, running_agent
 from tests.integration.tls.conftest import ROLE, Services, kiam, running_server, tls_flags
+from tests.sandbox.certificates import Authority, MountedSecret, write
 from tests.sandbox.process import Process, wait_until
-from tests.unit.tls.files import Authority, MountedSecret, write
 
 ANY = [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]
 CLIENT = [ExtendedKeyUsageOID.CLIENT_AUTH]

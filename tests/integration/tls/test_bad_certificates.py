@@ -14,8 +14,8 @@ import pytest
 from kiam.tls import TLSFiles
 from tests.integration.agent.conftest import running_agent
 from tests.integration.tls.conftest import NAMES, kiam, running_server, secret, tls_flags
+from tests.sandbox.certificates import Authority, days, grpc_server, write
 from tests.sandbox.kubeapi import write_kubeconfig
-from tests.unit.tls.files import Authority, days, grpc_server, write
 
 AUTHORITY = Authority.make("kiam CA")
 STRANGER = Authority.make("other CA")

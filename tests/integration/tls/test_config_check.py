@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.integration.tls.conftest import ROLE_BASE_ARN, Services, kiam, running_server, secret, tls_flags
+from tests.sandbox.certificates import Authority, MountedSecret, write
 from tests.sandbox.kubeapi import write_kubeconfig
-from tests.unit.tls.files import Authority, MountedSecret, write
 
 AUTHORITY = Authority.make("kiam CA")
 

@@ -22,9 +22,9 @@ from tests.deploy.cluster import running_cluster
 from tests.deploy.test_renewal import NEXT, an_hour_passes, both, store
 from tests.integration.agent.conftest import CREDENTIALS, RunningAgent, running_agent
 from tests.integration.tls.conftest import NAMES, ROLE, Services, kiam, running_server, secret
+from tests.sandbox.certificates import Authority, MountedSecret, write
 from tests.sandbox.kubeapi import write_kubeconfig
 from tests.sandbox.process import free_port, wait_until
-from tests.unit.tls.files import Authority, MountedSecret, write
 
 
 class Load:

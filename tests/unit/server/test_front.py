@@ -24,8 +24,8 @@ from kiam.tls import TLSFiles
 from kiam.tls.certificates import load_summary
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
+from tests.sandbox.certificates import Authority, write
 from tests.sandbox.process import until
-from tests.unit.tls.files import Authority, write
 
 AUTHORITY = Authority.make()
 BOUNDS = Bounds(handshake_seconds=600.0)

@@ -16,8 +16,8 @@ from kiam.server.run import own_pod
 from kiam.tls.certificates import load_summary
 from kiam.tls.reload import TLSReloader, expiry_warning
 from kiam.tls.summary import Side
+from tests.sandbox.certificates import Authority, days, write
 from tests.unit.server.test_events import make
-from tests.unit.tls.files import Authority, days, write
 
 
 class Api:

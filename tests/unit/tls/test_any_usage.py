@@ -13,7 +13,7 @@ from kiam.tls.anyusage import make_context, peer_certificate
 from kiam.tls.certificates import load
 from kiam.tls.relay import endpoint
 from kiam.tls.summary import Side
-from tests.unit.tls.files import Authority, days, key_usage, write
+from tests.sandbox.certificates import Authority, days, key_usage, write
 
 ANY = [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]
 CLIENT, SERVER = [ExtendedKeyUsageOID.CLIENT_AUTH], [ExtendedKeyUsageOID.SERVER_AUTH]

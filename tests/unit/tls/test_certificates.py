@@ -20,7 +20,7 @@ from kiam.errors import UserError
 from kiam.tls.certificates import Certificate, find_chain, inspect, load, read_certificates
 from kiam.tls.issue import Issued
 from kiam.tls.summary import Severity, Side
-from tests.unit.tls.files import Authority, days, write
+from tests.sandbox.certificates import Authority, days, write
 
 AUTHORITY = Authority.make()
 SERVER = AUTHORITY.sign("kiam-server", ["kiam-server", "127.0.0.1"])

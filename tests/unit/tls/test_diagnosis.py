@@ -16,7 +16,7 @@ from kiam.errors import UserError
 from kiam.tls import split_address
 from kiam.tls.diagnosis import diagnose, explain_failure, needs_lenient_tls
 from kiam.tls.issue import Issued
-from tests.unit.tls.files import Authority, days, grpc_server, write
+from tests.sandbox.certificates import Authority, days, grpc_server, write
 
 AUTHORITY = Authority.make()
 SERVER = AUTHORITY.sign("kiam-server", ["localhost", "kiam-server"])

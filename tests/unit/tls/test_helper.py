@@ -16,7 +16,7 @@ from kiam.tls.certificates import load_summary
 from kiam.tls.helper import load_in_helper
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
-from tests.unit.tls.files import Authority, days, write
+from tests.sandbox.certificates import Authority, days, write
 from tests.unit.tls.test_diagnosis import serving
 
 AUTHORITY = Authority.make()

@@ -15,7 +15,7 @@ from kiam.tls.certificates import load, load_summary
 from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
-from tests.unit.tls.files import Authority, MountedSecret, days, write
+from tests.sandbox.certificates import Authority, MountedSecret, days, write
 
 AUTHORITY = Authority.make()
 FIRST = AUTHORITY.sign("first")

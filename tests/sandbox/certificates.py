@@ -1,4 +1,4 @@
-"""Certificates and mounted secrets for the TLS tests."""
+"""Certificates of a throwaway authority, and folders like mounted secrets."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Authority:
 
     @classmethod
     def make(cls, name: str = "test authority", period: Period | None = None) -> Authority:
+        """A new one."""
         return cls(make_authority(name, period or days(0, 365)))
 
     def as_of(self, period: Period) -> Authority:
@@ -134,6 +135,7 @@ class MountedSecret:
     """A folder that Kubernetes' kubelet would have made of a Secret: its files are links through ``..data``."""
 
     def __init__(self, directory: Path, cert: bytes, key: bytes, ca: bytes) -> None:
+        """Make the folder."""
         self.directory = directory
         self._version = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -141,6 +143,15 @@ class MountedSecret:
         for name in FILE_NAMES:
             (directory / name).symlink_to(Path("..data") / name)
         self.files = TLSFiles(*(directory / name for name in FILE_NAMES))
+
+    @classmethod
+    def of(cls, directory: Path, files: TLSFiles) -> MountedSecret:
+        """One with what is in other files."""
+        return cls(directory, *_contents(files))
+
+    def swap_for(self, files: TLSFiles) -> None:
+        """Replace all files at one moment by what is in other files."""
+        self.swap(*_contents(files))
 
     def swap(self, cert: bytes, key: bytes, ca: bytes) -> None:
         """Replace all files at one moment, as kubelet's AtomicWriter does."""
@@ -152,6 +163,10 @@ class MountedSecret:
         link = self.directory / "..data_tmp"
         link.symlink_to(version.name)
         os.replace(link, self.directory / "..data")  # noqa: PTH105  # rename(2) itself is what kubelet does
+
+
+def _contents(files: TLSFiles) -> tuple[bytes, bytes, bytes]:
+    return files.cert.read_bytes(), files.key.read_bytes(), files.ca.read_bytes()
 
 
 def write(directory: Path, issued: Issued, ca: bytes) -> TLSFiles:
