@@ -69,7 +69,7 @@ def _measure(say: Callable[[str], None], size: int) -> dict[str, Any]:
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
-                timeout=60,
+                timeout=120,
             )
             calls = json.loads(done.stdout)
             used = server.cpu_seconds() - before

@@ -165,7 +165,7 @@ def _run(script: str, folder: Path, node: DocumentedNode | None) -> subprocess.C
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

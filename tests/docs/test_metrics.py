@@ -31,7 +31,7 @@ GRAFANA = {"$__rate_interval": "5m", "$instance": ".*"}
 
 
 def scraped(port: int) -> Iterator[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         for family in text_string_to_metric_families(answer.read().decode()):
             for suffix in SUFFIXES.get(family.type, ("",)):
                 yield family.name + suffix

@@ -107,7 +107,7 @@ BASE = "--role-base-arn=arn:aws:iam::123456789012:role/"
 def kiam(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command that must not get as far as serving."""
     return subprocess.run(
-        [sys.executable, "-m", "kiam", *arguments], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-m", "kiam", *arguments], capture_output=True, text=True, check=False, timeout=120
     )
 
 

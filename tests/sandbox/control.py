@@ -30,7 +30,7 @@ class Control:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def call(self, operation: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
+    def call(self, operation: str, *, timeout: float = 60.0, **arguments: Any) -> Any:
         """Run an operation over there; its result. Raises RuntimeError with the other end's words if it failed."""
         connection = _UnixConnection(self.path, timeout)
         try:

@@ -93,7 +93,7 @@ class NetNs:
         *argv: str,
         check: bool = True,
         stdin: str | None = None,
-        timeout: float = 30.0,
+        timeout: float = 120.0,
         cgroup: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside and capture its output. With ``check``, a failure is a RuntimeError with its stderr."""

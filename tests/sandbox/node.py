@@ -173,7 +173,7 @@ class Pod:
         )
 
     def run(
-        self, argv: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 60.0
+        self, argv: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a program inside to its end."""
         with self.start(argv, environment) as process:
@@ -422,7 +422,7 @@ class NodeInABox:
         file.write_text("".join(f"{address} localhost\n" for address in addresses))
         return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(file)]
 
-    def kiam(self, *arguments: str, timeout: float = 60.0) -> Any:
+    def kiam(self, *arguments: str, timeout: float = 120.0) -> Any:
         """Run any other ``kiam`` command on the node to its end; a CompletedProcess."""
         words = [f"{name}={value}" for name, value in self.environment.items()]
         command = ("env", *words, *KIAM, *arguments)

@@ -33,7 +33,7 @@ def kiam(*arguments: str, environment: dict[str, str] | None = None) -> subproce
         [sys.executable, "-m", "kiam", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env=base | (environment or {}),
     )

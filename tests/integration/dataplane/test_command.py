@@ -220,7 +220,7 @@ def test_watch_shows_it_again_until_interrupted(node: NetNs, tmp_path: Path) -> 
     try:
         wait_until(lambda: len((tmp_path / "out").read_text().splitlines()) >= 2, "a second look")
         watching.send_signal(signal.SIGINT)
-        _, stderr = watching.communicate(timeout=20)
+        _, stderr = watching.communicate(timeout=60)
     finally:
         watching.kill()
     assert (watching.returncode, stderr) == (0, "")

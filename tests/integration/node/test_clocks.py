@@ -98,7 +98,7 @@ def test_known_pod_is_answered_after_the_wall_clock_was_set(box: NodeInABox, set
         def noticed(number: int = number) -> bool:
             return steps(box) == number + 1
 
-        assert wait_until(noticed, "the step to be counted", timeout=30)
+        assert wait_until(noticed, "the step to be counted")
         assert box.agent is not None
         assert f"the wall clock was set {direction}" in box.agent.output()
     assert status() == 200

@@ -86,7 +86,7 @@ def test_a_new_pod_is_served_as_soon_as_the_server_is_back(box: NodeInABox, make
     answer = pod.role()
     assert (answer.status, "retry-after" in answer.headers) == (503, True)
     box.start_server(wait=False)
-    assert wait_until(lambda: pod.role().status == 200, "the server to be back", timeout=30)
+    assert wait_until(lambda: pod.role().status == 200, "the server to be back")
     assert pod.credentials("newcomer").status == 200
 
 
@@ -100,8 +100,8 @@ def test_a_compacted_history_and_cut_watches_lose_nothing(box: NodeInABox, make_
     new = make_pod("new")
     box.api.compact()
     box.api.open_port()
-    assert wait_until(lambda: new.role().status == 200, "the pod that came meanwhile", timeout=30)
-    assert wait_until(lambda: gone.role().status == 503, "the pod that went meanwhile to be forgotten", timeout=30)
+    assert wait_until(lambda: new.role().status == 200, "the pod that came meanwhile")
+    assert wait_until(lambda: gone.role().status == 503, "the pod that went meanwhile to be forgotten")
     assert stays.credentials("stays").status == 200
 
 
@@ -110,7 +110,7 @@ def test_watches_that_break_off_are_taken_up_again(box: NodeInABox, make_pod: Po
         box.api.faults(garbage=number)
         assert box.api.drop_streams() >= 1
         pod = make_pod(f"after-{number}")
-        assert wait_until(partial(served, pod), "the pod after the cut", timeout=30)
+        assert wait_until(partial(served, pod), "the pod after the cut")
 
 
 def test_an_api_server_in_trouble_is_asked_again_and_known_pods_are_served(box: NodeInABox, make_pod: PodMaker) -> None:

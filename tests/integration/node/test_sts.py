@@ -69,7 +69,7 @@ def test_credentials_are_renewed_before_they_expire_though_no_pod_asks(box: Node
     pod = make_pod("renewed")
     first = pod.credentials("renewed").json()["AccessKeyId"]
     asked = box.aws.count("renewed")
-    assert wait_until(lambda: box.aws.count("renewed") > asked, "the renewal", timeout=30)
+    assert wait_until(lambda: box.aws.count("renewed") > asked, "the renewal")
     second = wait_until(lambda: (key := pod.credentials("renewed").json()["AccessKeyId"]) != first and key, "new keys")
     assert second != first
 
@@ -80,7 +80,7 @@ def test_credentials_of_roles_without_pods_are_not_renewed(box: NodeInABox, make
     assert pod.credentials("abandoned").status == 200
     box.remove_pod(pod)
     asked = box.aws.count("kept")
-    assert wait_until(lambda: box.aws.count("kept") >= asked + 2, "two renewals of the other role", timeout=30)
+    assert wait_until(lambda: box.aws.count("kept") >= asked + 2, "two renewals of the other role")
     box.remove_pod(other)
     assert box.aws.count("abandoned") <= 2
 

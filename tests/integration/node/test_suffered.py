@@ -17,7 +17,7 @@ def test_1_a_pod_whose_namespace_is_unknown_waits_and_the_server_lives(box: Node
     box.add_namespace("never-created")
     assert wait_until(lambda: pod.credentials("app").status == 200, "the namespace to count")
     box.api.delete("namespaces", "never-created")
-    assert wait_until(lambda: pod.credentials("app").status == 503, "the namespace's end to count", timeout=30)
+    assert wait_until(lambda: pod.credentials("app").status == 503, "the namespace's end to count")
     assert make_pod("other").credentials("other").status == 200
 
 

@@ -59,7 +59,7 @@ def test_what_cannot_work_is_one_line_and_1(pki: Pki, tmp_path: Path) -> None:
             ),
         ):
             ended = subprocess.run(
-                _command(pki.server, "--level=error", *flags), capture_output=True, text=True, timeout=60, check=False
+                _command(pki.server, "--level=error", *flags), capture_output=True, text=True, timeout=120, check=False
             )
             assert ended.returncode == 1
             (only,) = ended.stderr.splitlines()

@@ -195,7 +195,7 @@ async def _waits_for_sts_alone(health: Awaitable[str]) -> bool:
 
 def _kiam_health(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kiam", "health", *flags], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "kiam", "health", *flags], capture_output=True, text=True, timeout=120, check=False
     )
 
 

@@ -33,7 +33,7 @@ WORDS = {
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(kiam(*arguments), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(kiam(*arguments), capture_output=True, text=True, timeout=120, check=False)
 
 
 def tls_versions(port: int, files: TLSFiles) -> set[str | None]:

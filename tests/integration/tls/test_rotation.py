@@ -104,7 +104,7 @@ class Pair:
 
     def _samples(self, side: str, wanted: str) -> list[float]:
         url = f"http://127.0.0.1:{self._metrics[side]}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         return [sample.value for family in families for sample in family.samples if sample.name == wanted]
 

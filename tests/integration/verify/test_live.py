@@ -356,7 +356,7 @@ def test_nothing_is_left_after_an_interruption(site: Site, number: signal.Signal
 
     wait_until(wired, "the throwaway pod")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     if number is signal.SIGKILL:
         # The namespace, the veth pair and the routes go with the process; an empty cgroup stays.
         wait_until(lambda: all("kiamverify-" in line for line in site.leftovers()), "the kernel's cleaning up")

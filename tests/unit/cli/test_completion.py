@@ -21,7 +21,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for shell in SHELLS:
         done = subprocess.run(
-            [sys.executable, "-m", "kiam", "completion", shell], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-m", "kiam", "completion", shell], capture_output=True, text=True, check=True, timeout=120
         )
         found[shell] = directory / f"kiam.{shell}"
         found[shell].write_text(done.stdout)
@@ -38,7 +38,7 @@ def ask(shell: str, script: str, home: Path) -> str:
         [program, *arguments, script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={"PATH": path, "HOME": str(home), "TERM": "dumb"},
     )

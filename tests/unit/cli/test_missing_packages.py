@@ -23,7 +23,7 @@ def test_a_command_that_needs_one_says_which_image_has_it(command: str, package:
     flags = [*COMMANDS[command], *(f"--{file.name}={file}" for file in files)]
     script = f"import sys; sys.modules[{package!r}] = None; from kiam.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", script, command, *flags], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, command, *flags], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 1
     assert done.stderr == (
