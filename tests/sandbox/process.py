@@ -25,8 +25,12 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
+LONGEST_INTERVAL = 0.1
+"""Seconds; what is waited for for long is asked for less often, as the processors have other tests to run."""
+
+
 def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0, interval: float = 0.01) -> T:
-    """Ask every ``interval`` seconds until the condition gives something true, and return that.
+    """Ask every ``interval`` seconds at first until the condition gives something true, and return that.
 
     Raises TimeoutError that names what was waited for after ``timeout`` seconds. An exception of the condition counts
     as "not yet" and is chained to that error.
@@ -44,11 +48,12 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0, int
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:g} s for {what}") from last
         time.sleep(interval)
+        interval = max(interval, min(1.2 * interval, LONGEST_INTERVAL))
 
 
 async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 60.0) -> Any:
     """The same in an event loop, for what no event tells; a coroutine is awaited, exceptions are passed on."""
-    deadline = time.monotonic() + seconds
+    deadline, interval = time.monotonic() + seconds, 0.005
     while True:
         value = condition()
         if asyncio.iscoroutine(value):
@@ -57,7 +62,8 @@ async def until(condition: Callable[[], Any], what: str = "the condition", secon
             return value
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(interval)
+        interval = min(1.2 * interval, LONGEST_INTERVAL)
 
 
 def placed(argv: Sequence[str], netns: str | None = None, cgroup: Path | None = None) -> list[str]:
