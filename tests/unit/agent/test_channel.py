@@ -13,8 +13,8 @@ import pytest
 from kiam.agent.control import channel
 from kiam.agent.settings import ServerSettings
 from kiam.tls import TLSFiles
+from tests.sandbox.certificates import Authority, write
 from tests.sandbox.process import until
-from tests.unit.tls.files import Authority, write
 
 AUTHORITY = Authority.make()
 
