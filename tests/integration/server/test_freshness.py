@@ -32,11 +32,11 @@ async def test_word_is_proved_when_a_stream_opens_and_when_a_call_asks_for_it(sa
     assert hello.HasField("watch_age_milliseconds")
     await watch.snapshot()
     request = kiam_pb2.GetPodRoleRequest(ip="10.0.0.1")
-    assert not (await client.stub.GetPodRole(request, timeout=5)).HasField("watch_age_milliseconds")
-    role = await client.stub.GetPodRole(request, timeout=5, metadata=PROVE)
+    assert not (await client.stub.GetPodRole(request, timeout=60)).HasField("watch_age_milliseconds")
+    role = await client.stub.GetPodRole(request, timeout=60, metadata=PROVE)
     assert role.HasField("watch_age_milliseconds")
     asked = kiam_pb2.GetPodCredentialsRequest(ip="10.0.0.1", role="role-a")
-    credentials = await client.stub.GetPodCredentials(asked, timeout=5, metadata=PROVE)
+    credentials = await client.stub.GetPodCredentials(asked, timeout=60, metadata=PROVE)
     assert credentials.HasField("watch_age_milliseconds")
 
 
@@ -51,7 +51,7 @@ async def test_refusal_says_how_old_it_is_to_those_who_ask(sandbox: Sandbox, kub
         request = kiam_pb2.GetPodCredentialsRequest(ip=address, role="another")
         for metadata, is_told in ((PROVE, True), ((), False)):
             with pytest.raises(aio.AioRpcError) as error:
-                await client.stub.GetPodCredentials(request, timeout=5, metadata=metadata)
+                await client.stub.GetPodCredentials(request, timeout=60, metadata=metadata)
             assert error.value.code() is code
             ages = [value for key, value in error.value.trailing_metadata() if key == "kiam-watch-age-milliseconds"]
             assert (len(ages) == 1 and int(ages[0]) < 5000) if is_told else not ages
@@ -62,7 +62,7 @@ async def test_concurrent_askers_for_one_node_share_a_few_lists(sandbox: Sandbox
     assert await client.role("10.0.0.1") == "role-a"
     before = kube.requests["list pods"]
     request = kiam_pb2.GetPodRoleRequest(ip="10.0.0.1")
-    await asyncio.gather(*(client.stub.GetPodRole(request, timeout=10, metadata=PROVE) for _ in range(300)))
+    await asyncio.gather(*(client.stub.GetPodRole(request, timeout=60, metadata=PROVE) for _ in range(300)))
     assert 1 <= kube.requests["list pods"] - before <= 60
 
 
@@ -88,7 +88,7 @@ async def test_nobody_is_vouched_for_while_the_api_is_cut_off_and_addresses_swap
             asked_at = loop.time()
             request = kiam_pb2.GetPodRoleRequest(ip=address)
             try:
-                answer = await client.stub.GetPodRole(request, timeout=20, metadata=PROVE)
+                answer = await client.stub.GetPodRole(request, timeout=60, metadata=PROVE)
             except aio.AioRpcError as error:
                 # Between the two events that make up the swap, both pods claim one address.
                 if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
