@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +22,7 @@ from tests.deploy.chart import CHART, Manifest, Values, merged
 from tests.sandbox.kubeapi import merge_patch
 
 GROUPS: dict[str, dict[str, str]] = {
-    "v1": {"secrets": "Secret", "services": "Service", "serviceaccounts": "ServiceAccount"},
+    "v1": {"pods": "Pod", "secrets": "Secret", "services": "Service", "serviceaccounts": "ServiceAccount"},
     "apps/v1": {"daemonsets": "DaemonSet", "deployments": "Deployment"},
     "batch/v1": {"cronjobs": "CronJob"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
@@ -47,8 +47,7 @@ class Request:
     path: str
     body: bytes
     content_type: str = ""
-    manager: str = ""
-    force: bool = False
+    query: Mapping[str, str] = field(default_factory=dict)
     account: str = ""
     """The service account whose token came along; empty: an administrator's."""
 
@@ -60,6 +59,10 @@ class Cluster:
         self.version = version
         self.groups = groups
         self.objects: dict[str, Manifest] = {}
+        self.changes = 0
+        self.ended = threading.Event()
+        self.logs: dict[tuple[str, str], str] = {}
+        """What a pod's container printed."""
         self.requests: list[str] = []
         """Each verb and path that was allowed."""
         self.url = ""
@@ -85,33 +88,74 @@ class Cluster:
 
     def may(self, account: str, verb: str, path: str) -> bool:
         """Whether a Role that is bound to the account allows it, as the API's RBAC sees it."""
-        *_, resource, name = path.split("/")
-        group = path.split("/")[2] if path.startswith("/apis/") else ""
+        group, _, resource, name, subresource = parts(path)
+        resource += f"/{subresource}" if subresource else ""
+        stored = list(self.objects.values())
         bound = {
-            stored["roleRef"]["name"]
-            for stored in self.objects.values()
-            if stored["kind"] == "RoleBinding" and account in [subject["name"] for subject in stored["subjects"]]
+            one["roleRef"]["name"]
+            for one in stored
+            if one["kind"] == "RoleBinding" and account in [subject["name"] for subject in one["subjects"]]
         }
         return any(
             verb in rule["verbs"]
             and resource in rule["resources"]
             and group in rule["apiGroups"]
             and name in rule.get("resourceNames", [name])
-            for stored in self.objects.values()
-            if stored["kind"] == "Role" and stored["metadata"]["name"] in bound
-            for rule in stored["rules"]
+            for one in stored
+            if one["kind"] == "Role" and one["metadata"]["name"] in bound
+            for rule in one["rules"]
         )
 
-    def answer(self, request: Request) -> tuple[int, dict[str, Any]]:
+    def select(self, request: Request) -> list[Manifest]:
+        """The objects of a collection that a list or a watch is about."""
+        labels = [term.split("=") for term in request.query.get("labelSelector", "").split(",") if term]
+        wanted = request.query.get("fieldSelector", "").partition("metadata.name=")[2]
+        return [
+            one
+            for path, one in list(self.objects.items())
+            if path.startswith(f"{request.path}/")
+            and wanted in ("", one["metadata"]["name"])
+            and all(one["metadata"].get("labels", {}).get(name) == value for name, value in labels)
+        ]
+
+    def events(self, request: Request) -> Iterator[Manifest]:
+        """What a watch is told, until the cluster ends: each object when it is new to the watch, or has changed."""
+        known = {one["metadata"]["name"]: one for one in self.select(request)}
+        seen = {name: one["metadata"]["resourceVersion"] for name, one in known.items()}
+        while not self.ended.wait(0.02):
+            now = {one["metadata"]["name"]: one for one in self.select(request)}
+            for name in seen.keys() - now.keys():
+                yield {"type": "DELETED", "object": known[name]}
+            for name, one in now.items():
+                if seen.get(name) != one["metadata"]["resourceVersion"]:
+                    yield {"type": "MODIFIED" if name in seen else "ADDED", "object": one}
+            known, seen = now, {name: one["metadata"]["resourceVersion"] for name, one in now.items()}
+
+    def put(self, path: str, given: Manifest) -> None:
+        """Store an object as a controller or a kubelet does."""
+        self._store(Request("PUT", path, b""), path, given)
+
+    def answer(self, request: Request) -> tuple[int, dict[str, Any] | str]:
         """One request's status and body."""
         method, path = request.method, request.path
         discovered = self._discovery(path) if method == "GET" else None
         if discovered is not None:
             return 200, discovered
         verb = {"GET": "get", "PATCH": "patch", "POST": "create", "PUT": "update"}.get(method, "delete")
+        _, kinds, resource, name, subresource = parts(path)
+        if verb == "get" and not name:
+            verb = "list"
         if request.account and not self.may(request.account, verb, path):
             return 403, _status(403, f"{request.account} may not {verb} {path}")
         self.requests.append(f"{verb} {path}")
+        if "sendInitialEvents" in request.query:
+            # As an API server before 1.34 does, so that clients list and watch.
+            return 422, _status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature is on")
+        if verb == "list" and (kind := self.groups.get(kinds, {}).get(resource)):
+            head = {"kind": f"{kind}List", "apiVersion": kinds, "metadata": {"resourceVersion": str(self.changes)}}
+            return 200, {**head, "items": self.select(request)}
+        if subresource == "log":
+            return 200, self.logs[name, request.query["container"]]
         given = yaml.safe_load(request.body) if request.body else {}  # server-side apply sends YAML
         if method == "POST":
             path = f"{path}/{given['metadata']['name']}"
@@ -135,19 +179,23 @@ class Cluster:
         managed = before["metadata"].get("managedFields", [])
         if given.get("kind") == "Secret":
             changed = {key for key, text in given.get("data", {}).items() if before.get("data", {}).get(key) != text}
-            entry = {"manager": request.manager, "operation": "Apply" if is_apply else "Update"}
+            entry = {
+                "manager": request.query.get("fieldManager", "somebody"),
+                "operation": "Apply" if is_apply else "Update",
+            }
             others = [one for one in managed if {**one, **entry} != one]
             for one in others:
                 taken = changed & {key.removeprefix("f:") for key in one["fieldsV1"]["f:data"]}
-                if taken and is_apply and not request.force:
+                if taken and is_apply and request.query.get("force") != "true":
                     return f"Apply failed with 1 conflict: conflict with {one['manager']!r}: {sorted(taken)}"
                 one["fieldsV1"]["f:data"] = {f: {} for f in one["fieldsV1"]["f:data"] if f[2:] not in taken}
             owned: Manifest = {f"f:{key}": {} for key in (given["data"] if is_apply else changed)}
             managed = [*others, {**entry, "fieldsV1": {"f:data": owned}}]
+        self.changes += 1
         given["metadata"] = {
             "uid": f"uid-{len(self.objects)}",
             **given["metadata"],
-            "resourceVersion": str(int(version or 0) + 1),
+            "resourceVersion": str(self.changes),
             "managedFields": managed,
         }
         self.objects[path] = given
@@ -221,12 +269,27 @@ class Cluster:
         }
 
 
+def parts(path: str) -> tuple[str, str, str, str, str]:
+    """An object's or a collection's group, group with version, resource, name and subresource; empty where it has none.
+
+    Without the namespace.
+    """
+    words = path.strip("/").split("/")
+    group, version, words = (
+        ("", words[1], words[2:]) if words[0] == "api" else (words[1], "/".join(words[1:3]), words[3:])
+    )
+    if words[0] == "namespaces" and len(words) > 2:
+        words = words[2:]
+    resource, name, subresource = [*words, "", ""][:3]
+    return group, version, resource, name, subresource
+
+
 def _root(group: str) -> str:
     return f"apis/{group}" if "/" in group else f"api/{group}"
 
 
 def _status(code: int, message: str = "not found") -> dict[str, Any]:
-    reason = {403: "Forbidden", 404: "NotFound", 409: "Conflict"}[code]
+    reason = {403: "Forbidden", 404: "NotFound", 409: "Conflict", 422: "Invalid"}[code]
     head = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
     return {**head, "reason": reason, "code": code, "message": message}
 
@@ -248,23 +311,27 @@ def running_cluster(version: str = "v1.34.0", *, pod_security_policies: bool = F
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             url = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
-            status, answer = cluster.answer(
-                Request(
-                    self.command,
-                    url.path,
-                    body,
-                    self.headers.get("Content-Type", ""),
-                    query.get("fieldManager", "somebody"),
-                    query.get("force") == "true",
-                    self.headers.get("Authorization", "").partition("token-of-")[2],
-                )
-            )
-            blob = json.dumps(answer).encode()
+            account = self.headers.get("Authorization", "").partition("token-of-")[2]
+            request = Request(self.command, url.path, body, self.headers.get("Content-Type", ""), query, account)
+            if query.get("watch") in ("1", "true") and "sendInitialEvents" not in query:
+                self._watch(request)
+                return
+            status, answer = cluster.answer(request)
+            blob = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(blob)))
             self.end_headers()
             self.wfile.write(blob)
+
+        def _watch(self, request: Request) -> None:
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            with suppress(ConnectionError):
+                for event in cluster.events(request):
+                    self.wfile.write(json.dumps(event).encode() + b"\n")
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
@@ -276,6 +343,7 @@ def running_cluster(version: str = "v1.34.0", *, pod_security_policies: bool = F
     try:
         yield cluster
     finally:
+        cluster.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -124,7 +124,7 @@ def test_somebody_elses_change_at_the_same_time_is_not_overwritten(
     before = both(cluster)
     answer = cluster.answer
 
-    def meanwhile(request: Request) -> tuple[int, dict[str, Any]]:
+    def meanwhile(request: Request) -> tuple[int, dict[str, Any] | str]:
         status, found = answer(request)
         found = deepcopy(found)
         if request.account:
