@@ -13,7 +13,7 @@ from kiam.cli.check_table import print_results
 from kiam.cli.dataplane_options import add_wanted_state, host_of_environment, ipv4_address
 from kiam.dataplane.registry import DATAPLANES
 from kiam.errors import UserError
-from kiam.verify.results import any_failed
+from kiam.verify.results import Status, any_failed
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -56,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--live",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="prove it with connections from a throwaway pod",
+        help="prove it with connections from a throwaway pod (as it does by default where it has the rights), and fail "
+        "where that can't be done",
     )
     parser.add_argument(
         "--pod-netns",
@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Verify, print, and say by the exit code whether anything failed."""
     # The checks' libraries cost more to import than all other subcommands' together.
-    from kiam.verify.live.proof import LiveSettings
+    from kiam.verify.live.proof import PROOF, LiveSettings
     from kiam.verify.run import VerifySettings, verify
 
     given = {field: getattr(arguments, flag) for flag, field in FLAGS.items()}
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--pod-netns: nothing at '{arguments.pod_netns}'", "give a path such as /proc/<pid>/ns/net")
     settings = VerifySettings(
         arguments.dataplane,
-        arguments.live,
+        arguments.live is not False,
         LiveSettings(arguments.pod_netns, arguments.pod_address),
         host_of_environment(),
     )
@@ -94,6 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             raise UserError("interrupted; everything made for the proof has been removed") from None
     print_results(results, arguments.output)
+    if arguments.live and any(result.check == PROOF and result.status is Status.SKIP for result in results):
+        # Whoever demands the proof, as helm test does, must not take its absence for a pass.
+        raise UserError(f"--live: not proved, see '{PROOF}'", "leave --live out to have the other checks alone decide")
     return 1 if any_failed(results) else 0
 
 

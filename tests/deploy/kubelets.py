@@ -22,7 +22,8 @@ from tests.sandbox.netns import NODE_IPV4
 from tests.sandbox.process import placed
 
 PODS = "/api/v1/namespaces/kube-system/pods"
-DAEMONSETS = "/apis/apps/v1/namespaces/kube-system/daemonsets"
+REFUSED_CAPABILITIES: set[str] = set()
+"""What a pod doesn't get though it asks for it."""
 
 
 def command_of(container: Manifest, fields: Mapping[str, str], message: Path) -> tuple[list[str], dict[str, str]]:
@@ -45,7 +46,8 @@ def confined(container: Manifest, command: list[str]) -> list[str]:
     """The command with the capabilities of its security context."""
     security = container["securityContext"]
     assert security["capabilities"]["drop"] == ["ALL"]
-    added = "".join(f",+{name.lower()}" for name in security["capabilities"].get("add", ()))
+    granted = [name for name in security["capabilities"].get("add", ()) if name not in REFUSED_CAPABILITIES]
+    added = "".join(f",+{name.lower()}" for name in granted)
     flags = [f"--bounding-set=-all{added}", f"--inh-caps=-all{added}"]
     return ["setpriv", *flags, *(["--no-new-privs"] if not security["allowPrivilegeEscalation"] else []), *command]
 

@@ -36,8 +36,8 @@ def test_every_node_is_asked_what_its_agent_was_told(dataplane: str) -> None:
     assert proof["args"] == agent["initContainers"][0]["args"]
     shell, option, line, name = proof["command"]
     assert (shell, option, name) == ("sh", "-c", "sh")
-    assert line == '/kiam dataplane verify "$@"; code=$?; echo $code >/dev/termination-log'
-    asked = parse(["dataplane", "verify", *proof["args"]])
+    assert line == '/kiam dataplane verify --live "$@"; code=$?; echo $code >/dev/termination-log'
+    asked = parse(["dataplane", "verify", "--live", *proof["args"]])
     assert (asked.dataplane, asked.port, asked.live) == (dataplane, 3100, True)
 
 
@@ -100,7 +100,7 @@ def test_one_node_by_name_takes_one_pod_and_no_right_to_the_api() -> None:
     assert pod["kind"] == "Pod"
     assert pod["spec"]["nodeName"] == "ip-10-0-0-1"
     (container,) = pod["spec"]["containers"]
-    assert container["command"] == ["/kiam", "dataplane", "verify"]
+    assert container["command"] == ["/kiam", "dataplane", "verify", "--live"]
     assert pod["spec"]["automountServiceAccountToken"] is False
     assert "serviceAccountName" not in pod["spec"]
     assert parse([*container["command"][1:], *container["args"]]).dataplane == "ebpf"
