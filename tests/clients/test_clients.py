@@ -202,11 +202,15 @@ def test_it_gets_credentials_though_its_pod_is_known_late(client: Client, trial:
 def test_it_gets_credentials_though_nobody_knows_its_address_where_the_kernel_tells_whose_socket_it_is(
     client: Client, uid_trial: Trial
 ) -> None:
-    # The API has a pod's object before kubelet starts its containers. The address isn't late here: it never comes, so
-    # that no client gets through by being patient.
-    uid_trial.box.schedule(uid_trial.pod, "cart")
+    # A role of its own, whose credentials are there before the client asks: kubelet takes longer to start a container.
+    # The address isn't late here: it never comes, so that no client gets through by being patient.
+    role = uid_trial.pod.name
+    uid_trial.box.schedule(uid_trial.pod, role)
+    wait_until(
+        lambda: uid_trial.box.aws.count(ROLE_BASE_ARN + role), "the credentials of a scheduled pod to be fetched"
+    )
     code, output = uid_trial.run(client)
-    assert (code, uid_trial.roles()) == (0, {"cart"}), output
+    assert (code, uid_trial.roles()) == (0, {role}), output
 
 
 @those(lambda client: bool(client.patience))

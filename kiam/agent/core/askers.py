@@ -82,6 +82,6 @@ def judge(
         return Verdict.BY_ADDRESS
     if by_uid.is_on_host_network:
         return Verdict.BY_UID
-    # Known since it was scheduled, its address not reported yet. With other addresses, this one wants explaining.
+    # Known since it was scheduled, its address not reported yet. With other addresses, nothing explains this one.
     has_others = any((":" in other) == (":" in address) for other in by_uid.addresses)
     return Verdict.NOT_YET if has_others else Verdict.BY_UID
