@@ -20,7 +20,8 @@ from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.kubernetes.events import EventRecorder
 from kiam.server.kubernetes.objects import UNREADABLE, Namespace, Pod, WirePod, read_pod
-from kiam.server.kubernetes.reflector import PODS, Reflector, _TooOldError
+from kiam.server.kubernetes.reflector import Reflector, _TooOldError
+from kiam.server.kubernetes.resources import PODS
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.policy.evaluator import Evaluator
 from kiam.server.policy.expressions import decide_namespace

@@ -22,12 +22,13 @@ from kiam.server.kubernetes.objects import (
     read_pod,
 )
 from kiam.server.kubernetes.store import NamespaceStore
-from kiam.server.policy.explain import Facts, explain, no_pod
+from kiam.server.policy.explain import explain, no_pod
 from kiam.server.policy.expressions import decide_namespace
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.permitted import Decision
 from kiam.server.policy.sessions import Sessions
 from kiam.server.policy.steps import Explanation
+from kiam.server.policy.surroundings import Facts
 from kiam.server.settings import PolicySettings, SessionSettings
 
 _PODS = msgspec.json.Decoder(WireList[WirePod])

@@ -34,7 +34,8 @@ from kiam.server.kubernetes.api import KubeApi
 from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, ROLE_FORBIDDEN, EventRecorder
 from kiam.server.kubernetes.freshness import Freshness, NodeProofs
 from kiam.server.kubernetes.objects import Pod
-from kiam.server.kubernetes.reflector import NAMESPACES, PODS, Reflector
+from kiam.server.kubernetes.reflector import Reflector
+from kiam.server.kubernetes.resources import NAMESPACES, PODS
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.kubernetes.tokens import TokenReviewer
 from kiam.server.policy.demand import Demand

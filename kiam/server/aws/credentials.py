@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from kiam.clocks import Clock, SystemClock
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.alarms import Alarms
-from kiam.server.aws.contract import STS, THROTTLING, Issued, STSError
+from kiam.server.aws.assume_role import AssumeRole
+from kiam.server.aws.contract import STS, Issued, STSError
 from kiam.server.aws.entry import CredentialsUnavailableError, Entry
-from kiam.server.aws.lifetime import backoff_delay, format_time, hold
+from kiam.server.aws.lifetime import backoff_delay, hold
 from kiam.server.aws.metrics import Metrics
 from kiam.server.aws.report import Calls, RoleReport, report
 from kiam.server.fair_queue import FairQueue
@@ -49,7 +49,7 @@ class CredentialsManager:
 
         ``longest``: what STS is asked for (``--session-duration``), and so the longest that anything lives.
         """
-        self._sts = sts
+        self._calls = AssumeRole(sts, fetchers, metrics, clock or SystemClock())
         self._fetchers = fetchers
         self._refresh = refresh
         self._longest = longest
@@ -59,7 +59,6 @@ class CredentialsManager:
         self._queue: FairQueue[Entry] = FairQueue()
         self._running = {URGENT: 0, BACKGROUND: 0}
         """Calls under way."""
-        self._made = self._failed = self._throttled = 0
         self._may_start = asyncio.Event()
         self._alarms: Alarms[Identity] = Alarms(self._clock, self._due, self._clock_was_set)
         self._on_issued: list[Callable[[Identity], None]] = []
@@ -73,7 +72,6 @@ class CredentialsManager:
 
     async def run(self) -> None:
         """Fetch what is wanted, for ever."""
-        pool = ThreadPoolExecutor(self._fetchers, thread_name_prefix="sts")
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._alarms.run())
@@ -86,14 +84,15 @@ class CredentialsManager:
                         if entry.queued == urgency and entry.outcome is not None:
                             entry.queued = None
                             self._running[urgency] += 1
-                            tasks.create_task(self._fetch_queued(pool, entry, entry.outcome, urgency))
+                            tasks.create_task(self._fetch_queued(entry, entry.outcome, urgency))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            self._calls.close()
 
     @property
     def calls(self) -> Calls:
         """AssumeRole calls so far."""
-        return Calls(self._made, self._failed, self._throttled, sum(self._running.values()))
+        calls = self._calls
+        return Calls(calls.made, calls.failed, calls.throttled, sum(self._running.values()))
 
     def reports(self) -> list[RoleReport]:
         """How each identity is doing."""
@@ -205,39 +204,23 @@ class CredentialsManager:
             return False
         return self._queue.urgency == URGENT or self._running[BACKGROUND] < max(self._fetchers - 1, 1)
 
-    async def _fetch_queued(
-        self, pool: ThreadPoolExecutor, entry: Entry, outcome: asyncio.Future[None], urgency: int
-    ) -> None:
+    async def _fetch_queued(self, entry: Entry, outcome: asyncio.Future[None], urgency: int) -> None:
         if urgency == URGENT or entry.namespaces:
-            await self._fetch(pool, entry, urgency)
+            await self._fetch(entry, urgency)
         entry.outcome = None
         outcome.set_result(None)
         self._running[urgency] -= 1
         self._may_start.set()
         self._schedule(entry)
 
-    async def _fetch(self, pool: ThreadPoolExecutor, entry: Entry, urgency: int) -> None:
-        self._made += 1
-        with self._metrics.current.track_inprogress(), self._metrics.timing.time():
-            try:
-                issued = await asyncio.get_running_loop().run_in_executor(pool, self._sts.assume_role, entry.identity)
-            except STSError as error:
-                failure: STSError | None = error
-            except Exception as error:
-                log.exception("AssumeRole failed in an unforeseen way: %s", entry.identity.role_arn)
-                failure = STSError(type(error).__name__, "internal error, see the server's log")
-            else:
-                failure = None
-        if failure is None and issued.expires.timestamp() <= self._clock.wall():
-            failure = STSError(
-                "Expired",
-                f"STS gave credentials that expired at {format_time(issued.expires)}; is the server's clock right?",
-            )
-        if failure is None:
+    async def _fetch(self, entry: Entry, urgency: int) -> None:
+        try:
+            issued = await self._calls.call(entry.identity)
+        except STSError as error:
+            self._back_off(entry, error)
+        else:
             entry.waited = urgency == URGENT
             self._take(entry, issued)
-        else:
-            self._back_off(entry, failure)
 
     def _take(self, entry: Entry, issued: Issued) -> None:
         entry.held = hold(issued, self._refresh, self._longest, self._clock)
@@ -250,9 +233,6 @@ class CredentialsManager:
             listener(entry.identity)
 
     def _back_off(self, entry: Entry, error: STSError) -> None:
-        self._metrics.errors.inc()
-        self._failed += 1
-        self._throttled += error.code in THROTTLING
         entry.failures += 1
         entry.message = str(error)
         delay = backoff_delay(error.code, entry.failures)

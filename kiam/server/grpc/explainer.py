@@ -9,9 +9,10 @@ from kiam.server.aws.credentials import CredentialsManager
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
-from kiam.server.policy.explain import Facts, explain, no_pod
+from kiam.server.policy.explain import explain, no_pod
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.steps import Explanation
+from kiam.server.policy.surroundings import Facts
 
 
 class Explainer:

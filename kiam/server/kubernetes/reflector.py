@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
@@ -20,17 +19,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.kubernetes.freshness import Freshness
-from kiam.server.kubernetes.objects import (
-    UNREADABLE,
-    WireBookmark,
-    WireEvent,
-    WireList,
-    WireNamespace,
-    WirePod,
-    WireStatus,
-    read_namespace,
-    read_pod,
-)
+from kiam.server.kubernetes.objects import UNREADABLE, WireBookmark, WireEvent, WireStatus
+from kiam.server.kubernetes.resources import Resource
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +40,6 @@ LONGEST_LINE = 8 << 20
 BACKOFF = wait_random_exponential(multiplier=0.2, max=30)
 
 
-class Keyed(Protocol):
-    """What a resource's objects are read into."""
-
-    @property
-    def uid(self) -> str:
-        """``metadata.uid``."""
-
-
 class Store(Protocol):
     """Where objects go."""
 
@@ -71,27 +53,6 @@ class Store(Protocol):
         """Those of all objects kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """How objects of one kind are asked for and read."""
-
-    name: str
-    path: str
-    page: msgspec.json.Decoder[Any]
-    wire: msgspec.json.Decoder[Any]
-    read: Callable[[Any], Keyed]
-
-
-PODS = Resource(
-    "pods", "/api/v1/pods", msgspec.json.Decoder(WireList[WirePod]), msgspec.json.Decoder(WirePod), read_pod
-)
-NAMESPACES = Resource(
-    "namespaces",
-    "/api/v1/namespaces",
-    msgspec.json.Decoder(WireList[WireNamespace]),
-    msgspec.json.Decoder(WireNamespace),
-    read_namespace,
-)
 _EVENT = msgspec.json.Decoder(WireEvent)
 _BOOKMARK = msgspec.json.Decoder(WireBookmark)
 _STATUS = msgspec.json.Decoder(WireStatus)

@@ -18,7 +18,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from kiam.server.kubernetes.api import KubeApi, KubeError
 from kiam.server.kubernetes.objects import UNREADABLE, WireList
-from kiam.server.kubernetes.reflector import Reflector, Resource
+from kiam.server.kubernetes.reflector import Reflector
+from kiam.server.kubernetes.resources import Resource
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from kiam.errors import UserError
 from kiam.server.kubernetes import reflector as module
 from kiam.server.kubernetes.api import KubeApi as Client
 from kiam.server.kubernetes.api import KubeError
-from kiam.server.kubernetes.reflector import PODS, Reflector
+from kiam.server.kubernetes.reflector import Reflector
+from kiam.server.kubernetes.resources import PODS
 from kiam.server.kubernetes.store import PodStore
 from tests.sandbox.kubeapi import KubeApi, many_pods, namespace, pod, write_kubeconfig
 from tests.sandbox.process import until

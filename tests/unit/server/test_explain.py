@@ -13,10 +13,11 @@ from kiam.cli.explain_alone import Inline
 from kiam.rpc import kiam_pb2
 from kiam.server.kubernetes.objects import Namespace, Pod
 from kiam.server.kubernetes.store import NamespaceStore
-from kiam.server.policy.explain import Facts, explain, no_pod
+from kiam.server.policy.explain import explain, no_pod
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.sessions import Sessions
 from kiam.server.policy.steps import Explanation, Outcome, Step
+from kiam.server.policy.surroundings import Facts
 from kiam.server.settings import PolicySettings, RestrictionFormat, SessionSettings, TagScope
 
 BASE = "arn:aws:iam::123456789012:role/"
