@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from kiam.dataplane.cgroups import CGROUP_VARIABLE
 from tests.deploy.chart import Manifest
 from tests.deploy.cluster import Cluster
 from tests.integration.verify.site import KIAM, Site
@@ -57,7 +58,6 @@ class Kubelets:
 
     def __init__(self, cluster: Cluster, nodes: Mapping[str, Site], folder: Path) -> None:
         self.cluster, self.nodes, self.folder = cluster, nodes, folder
-        self.errors: list[str] = []
         self._done: set[str] = set()
 
     def run(self) -> None:
@@ -92,7 +92,7 @@ class Kubelets:
         fields = {"status.hostIP": str(NODE_IPV4), "spec.nodeName": node}
         command, environment = command_of(container, fields, message)
         # What a site's own node has in its environment: where its cgroups begin.
-        site.node.name  # noqa: B018
+        environment |= {CGROUP_VARIABLE: str(site.cgroups.root)}
         done = subprocess.run(
             placed(confined(container, command), site.net.node.name),
             env={**os.environ, **environment},

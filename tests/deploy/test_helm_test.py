@@ -34,7 +34,7 @@ def helm_test(cluster: Cluster, site: Site, folder: Path) -> str:
     with cluster.helm() as helm, running_kubelets(cluster, {"node-1": site}, folder):
         install(helm, VALUES)
         try:
-            helm.test("kiam", timeout=90)
+            helm.test("kiam", timeout=250)
         except helm_python.HelmError as error:
             return str(error)
     return ""
