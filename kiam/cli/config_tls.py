@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from kiam.cli.options import tls_files
 from kiam.errors import UserError
 from kiam.tls import TLSFiles
-from kiam.tls.certificates import InspectedTLS, inspect
 from kiam.tls.diagnosis import diagnose
+from kiam.tls.inspection import InspectedTLS, inspect
 from kiam.tls.summary import Severity, Side, format_time
 from kiam.verify.results import CheckResult, Status, failed, passed, skipped, warned
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import socket
-from collections.abc import Mapping
-from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
@@ -31,9 +28,10 @@ from kiam.server.grpc.service import Service
 from kiam.server.grpc.status import Parts, StatusReporter
 from kiam.server.kubernetes.accounts import ServiceAccountRoles
 from kiam.server.kubernetes.api import KubeApi
-from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, ROLE_FORBIDDEN, EventRecorder
+from kiam.server.kubernetes.events import ROLE_FORBIDDEN, EventRecorder
 from kiam.server.kubernetes.freshness import Freshness, NodeProofs
 from kiam.server.kubernetes.objects import Pod
+from kiam.server.kubernetes.own_pod import tell_of_expiry
 from kiam.server.kubernetes.reflector import Reflector
 from kiam.server.kubernetes.resources import NAMESPACES, PODS
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
@@ -46,26 +44,16 @@ from kiam.server.policy.sessions import Sessions
 from kiam.server.readiness import Readiness
 from kiam.server.settings import ServerSettings
 from kiam.server.webhook.listener import Listener, Webhook
-from kiam.tls.certificates import inspect
-from kiam.tls.reload import TLSReloader, expiry_warning, utc_now
+from kiam.tls.inspection import inspect
+from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 10.0
 """Time for calls under way after SIGTERM; Kubernetes waits 30 s before it kills."""
-EXPIRY_EVENT_SECONDS = 1800.0
-"""The API keeps Events for an hour."""
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 STORES = ("pods", "namespaces")
 BASE_ARN, STS_ANSWER = "the role base ARN", "STS"
-
-
-def own_pod(pods: PodStore, environment: Mapping[str, str]) -> Pod | None:
-    """The pod this process is in, by what kubelet gives it; None outside a cluster."""
-    name = environment.get("POD_NAME") or socket.gethostname()
-    namespace = environment.get("POD_NAMESPACE") or (NAMESPACE_FILE.read_text() if NAMESPACE_FILE.exists() else "")
-    return next((pod for pod in pods.in_namespace(namespace.strip()) if pod.name == name), None)
 
 
 class Server:
@@ -120,7 +108,7 @@ class Server:
         credentials = CredentialsManager(
             sts, config.fetchers, config.session_refresh, config.session_duration, Metrics(self._registry)
         )
-        callers = Callers(front.caller, front.address)
+        callers = Callers(front.joined)
         streams = NodeStreams(
             self._pods, self._namespaces, self._known_judge, credentials, self._events, self._registry
         )
@@ -217,18 +205,8 @@ class Server:
         for name, reflector in (("namespaces", namespaces), ("pods", pods)):
             tasks.create_task(reflector.run())
             tasks.create_task(self._await_list(name, reflector))
-        tasks.create_task(self._tell_of_expiry(pods))
+        tasks.create_task(tell_of_expiry(self._pods, pods.synced, self._events, self._tls, config.tls.cert))
         tasks.create_task(self._watch_age(stale_after))
-
-    async def _tell_of_expiry(self, pods: Reflector) -> None:
-        """Keep an Event on this server's own pod while its certificate expires soon."""
-        await pods.synced.wait()
-        while True:
-            inspected = self._tls.inspected
-            own = own_pod(self._pods, os.environ)
-            if own is not None and inspected.expires_soon(utc_now()):
-                self._events.record(own, CERTIFICATE_EXPIRING, expiry_warning(self._config.tls.cert, inspected))
-            await asyncio.sleep(EXPIRY_EVENT_SECONDS)
 
     async def _watch_age(self, stale_after: float) -> None:
         """Be not ready while the API hasn't been heard of for too long."""

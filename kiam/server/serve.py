@@ -18,7 +18,7 @@ from kiam.server.grpc.front import Front
 from kiam.server.grpc.metrics import FrontMetrics
 from kiam.server.settings import ServerSettings
 from kiam.telemetry import serve_telemetry
-from kiam.tls.certificates import load_summary
+from kiam.tls.inspection import load_summary
 from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side

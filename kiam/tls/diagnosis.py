@@ -7,20 +7,20 @@ one that isn't trusted, and whether the server accepts ours. No request is sent.
 from __future__ import annotations
 
 import contextlib
-import enum
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from cryptography import x509
 
 from kiam.errors import ErrorKind, UserError, joined
 from kiam.tls import TLSFiles, TLSMaterial, split_address
-from kiam.tls.certificates import USAGES, Certificate, InspectedTLS, describe, inspect, usage_problem
-from kiam.tls.summary import Side, format_time
+from kiam.tls.certificates import Certificate, describe
+from kiam.tls.inspection import InspectedTLS, inspect
+from kiam.tls.refusals import Refusals, VerifyCode, wrong
+from kiam.tls.summary import Side
 
 T = TypeVar("T")
 
@@ -35,22 +35,6 @@ In TLS 1.3 a client is done before the server has looked at its certificate; onl
 
 _SPEAKS_FIRST = 0.5
 """Seconds a server gets to greet us before we greet it."""
-
-
-class VerifyCode(enum.IntEnum):
-    """Why OpenSSL refuses a certificate: X509_V_ERR_… of x509_vfy.h, those that are told apart here."""
-
-    UNABLE_TO_GET_ISSUER_CERT = 2
-    CERT_SIGNATURE_FAILURE = 7
-    DEPTH_ZERO_SELF_SIGNED_CERT = 18
-    SELF_SIGNED_CERT_IN_CHAIN = 19
-    UNABLE_TO_GET_ISSUER_CERT_LOCALLY = 20
-    UNABLE_TO_VERIFY_LEAF_SIGNATURE = 21
-    INVALID_PURPOSE = 26
-
-
-_NO_CHAIN = frozenset(VerifyCode) - {VerifyCode.INVALID_PURPOSE}
-"""There is no chain to a trusted authority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +109,7 @@ class _Client:
     def __init__(self, files: TLSFiles, material: TLSMaterial, own: InspectedTLS, host: str, timeout: float) -> None:
         self._files = files
         self._material = material
-        self._own = own
+        self._refusals = Refusals(files, own, host)
         self._host = host
         self._timeout = timeout
 
@@ -141,9 +125,9 @@ class _Client:
                 return found
             return self._untrusted(family, sockaddr, endpoint, server, error)
         except ssl.SSLZeroReturnError:
-            return Handshake(endpoint, self._closed(server))
+            return Handshake(endpoint, self._refusals.closed(server))
         except ssl.SSLError as error:
-            return Handshake(endpoint, self._tls_problem(error, server))
+            return Handshake(endpoint, self._refusals.broken_off(error, server))
         except TimeoutError:
             return Handshake(endpoint, _unreachable(f"{server} doesn't answer within {self._timeout:g} s"))
         except OSError as error:
@@ -159,7 +143,7 @@ class _Client:
                 answered = self._is_greeted(connection)
             except ConnectionError:
                 answered = False
-            problem = None if answered else self._closed(server)
+            problem = None if answered else self._refusals.closed(server)
             return Handshake(endpoint, problem, certificate=certificate, protocol=connection.version() or "")
 
     def _lenient(self, family: int, sockaddr: tuple[Any, ...], endpoint: str, server: str) -> Handshake | None:
@@ -183,7 +167,7 @@ class _Client:
                     answered = bool(_pump(sock, connection, lambda: connection.recv(1)))
                 except (SSL.Error, OSError):
                     answered = False
-                problem = None if answered else self._closed(server)
+                problem = None if answered else self._refusals.closed(server)
                 protocol = connection.get_protocol_version_name()
                 return Handshake(endpoint, problem, certificate, protocol, lenient=True)
         except (SSL.Error, OSError):
@@ -223,71 +207,8 @@ class _Client:
             certificate = None
         if certificate is None:
             what = f"{server} shows a certificate that is refused: {refusal.verify_message}"
-            return Handshake(endpoint, _wrong(what))
-        return Handshake(endpoint, self._server_problem(certificate, server, refusal), certificate=certificate)
-
-    def _server_problem(
-        self, certificate: Certificate, server: str, refusal: ssl.SSLCertVerificationError
-    ) -> UserError:
-        now = datetime.now(UTC)
-        what = f"the certificate {certificate.subject} of {server}"
-        until = f"valid until {format_time(certificate.not_after)}"
-        if now > certificate.not_after:
-            return _wrong(f"{what} expired at {format_time(certificate.not_after)}", "issue a new one for the server")
-        if now < certificate.not_before:
-            since = format_time(certificate.not_before)
-            return _wrong(f"{what} is not valid before {since}", "check the clocks of both machines")
-        if usage := usage_problem(certificate, Side.SERVER):
-            return _wrong(f"{what}, {until}, {usage}", USAGES)
-        if refusal.verify_code in _NO_CHAIN:
-            listed = ", ".join(
-                f"{authority.subject} until {format_time(authority.not_after)}" for authority in self._own.authorities
-            )
-            return _wrong(
-                f"{what}, {until}, was issued by {certificate.issuer} and is not signed by an authority in "
-                f"--ca {self._files.ca} ({listed})",
-                "put the server's authority there, or issue its certificate anew",
-            )
-        if not (certificate.dns_names or certificate.ip_addresses):
-            return _wrong(
-                f"{what}, {until}, has no subject alternative names; those are compared with '{self._host}', "
-                "and never the common name",
-                "issue it with the server's DNS names",
-            )
-        if not certificate.covers(self._host):
-            return _wrong(
-                f"{what}, {until}, is for {certificate.names} and not for '{self._host}'",
-                "use one of these names in --server-address, or issue it with that name",
-            )
-        expired = [authority for authority in self._own.authorities if now > authority.not_after]
-        if expired and certificate.issuer in [authority.subject for authority in expired]:
-            return _wrong(
-                f"{what} was issued by {certificate.issuer}, whose certificate in --ca {self._files.ca} expired at "
-                f"{format_time(expired[0].not_after)}",
-                "renew the authority and what it signed",
-            )
-        return _wrong(f"{what}, {until}, is refused: {refusal.verify_message}")
-
-    def _tls_problem(self, error: ssl.SSLError, server: str) -> UserError:
-        reason = error.reason or str(error)
-        if "ALERT" in reason and any(word in reason for word in ("CERT", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT")):
-            alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
-            return self._refused(f"{server} refused our certificate ({alert})")
-        alert = reason.replace("_", " ").lower()
-        what = f"{server} doesn't complete a TLS 1.2 or 1.3 handshake ({alert})"
-        return UserError(what, "check the port of --server-address")
-
-    def _closed(self, server: str) -> UserError:
-        """gRPC's C core, and so a Python server, closes without an alert when it doesn't accept a certificate."""
-        return self._refused(f"{server} closed the connection on seeing our certificate")
-
-    def _refused(self, what: str) -> UserError:
-        own = self._own.certificate
-        return _wrong(
-            f"{what}, which is --cert {self._files.cert}: {own.subject}, valid until {format_time(own.not_after)}, "
-            f"issued by {own.issuer}",
-            "the server's --ca has to hold that authority",
-        )
+            return Handshake(endpoint, wrong(what))
+        return Handshake(endpoint, self._refusals.untrusted(certificate, server, refusal), certificate=certificate)
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -327,10 +248,6 @@ def _pump(sock: socket.socket, connection: Any, step: Callable[[], T]) -> T:
         if not data:
             raise ConnectionError("closed")
         connection.bio_write(data)
-
-
-def _wrong(what: str, fix: str = "") -> UserError:
-    return UserError(what, fix, ErrorKind.CERTIFICATE)
 
 
 def _unreachable(what: str) -> UserError:

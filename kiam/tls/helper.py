@@ -1,7 +1,7 @@
 """Looking into certificates in a short-lived process, for an agent that would otherwise hold the library for good.
 
 ``python -m kiam.tls.helper`` reads a request and prints what it found, both one line of JSON. The helper only finds and
-words problems, exactly as :func:`kiam.tls.certificates.load` and :mod:`kiam.tls.diagnosis` do; whom to talk to is
+words problems, exactly as :func:`kiam.tls.inspection.load` and :mod:`kiam.tls.diagnosis` do; whom to talk to is
 decided by the TLS library's own verification, as ever. Whatever goes wrong with the helper counts as files that can't
 be used, and as a server that needs nothing special.
 """
@@ -30,7 +30,7 @@ _ARGV = (sys.executable, "-m", "kiam.tls.helper")
 
 
 def load_in_helper(files: TLSFiles, side: Side, now: datetime) -> tuple[TLSMaterial, TLSSummary]:
-    """As :func:`kiam.tls.certificates.load_summary`, of which it is a Loader. Blocks for the process's life.
+    """As :func:`kiam.tls.inspection.load_summary`, of which it is a Loader. Blocks for the process's life.
 
     Raises UserError also when the helper fails, so that material nobody inspected is never taken into use.
     """
@@ -147,7 +147,7 @@ def _write_error(error: UserError) -> dict[str, str]:
 
 
 def _inspect(request: dict[str, Any], files: TLSFiles) -> str:
-    from kiam.tls.certificates import summarize
+    from kiam.tls.inspection import summarize
 
     material = TLSMaterial(**{flag: text.encode("latin-1") for flag, text in request["contents"].items()})
     try:

@@ -17,7 +17,19 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import agent, credentials, dataplanes, fairness, fanout, identity, partition, push, server, strangers
+from tests.bench import (
+    agent,
+    certificates,
+    credentials,
+    dataplanes,
+    fairness,
+    fanout,
+    identity,
+    partition,
+    push,
+    server,
+    strangers,
+)
 from tests.sandbox.node import NodeInABox, needs_root
 
 Rows = list[dict[str, Any]]
@@ -32,6 +44,7 @@ GOALS = {
     "push": "goal: at most 5 ms over STS's own time",
     "outages": "goal: 0 failed for known pods",
     "server": "goal: 10,000 pods at most about 60 MiB over the empty server",
+    "certificates": "both for any: the agent does TLS outside gRPC, as kiam's own does then",
     "start": "goal: TLS accepted, and HTTP/2's SETTINGS sent, within 0.3 s of the process's start",
     "strangers": "goal: memory bounded, and an agent's calls as before",
     "fairness": "goal: the other pod's credentials within two STS times (and the Kubernetes API's way), "
@@ -69,7 +82,7 @@ SECTIONS: dict[str, Callable[[Say], dict[str, Rows]]] = {
     "node": run_node,
     "agent": lambda say: {"agent": agent.measure(say)},
     "dataplanes": lambda say: {"dataplanes": dataplanes.measure(say)},
-    "server": lambda say: {"server": server.measure(say)},
+    "server": lambda say: {"server": server.measure(say), "certificates": certificates.measure(say)},
     "start": lambda say: {"start": strangers.measure_start(say)},
     "strangers": lambda say: {"strangers": strangers.measure_strangers(say)},
     "fairness": lambda say: {"fairness": uvloop.run(fairness.measure(say))},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import time
@@ -16,6 +17,7 @@ from grpc import aio
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.tls import TLSFiles
+from kiam.tls.tunnel import Tunnel
 
 
 async def _load(stub: Any, addresses: list[str], role: str, concurrency: int, seconds: float) -> list[float]:
@@ -36,8 +38,17 @@ async def _load(stub: Any, addresses: list[str], role: str, concurrency: int, se
 
 async def _main(arguments: argparse.Namespace) -> None:
     material = TLSFiles(arguments.cert, arguments.key, arguments.ca).read()
-    credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
-    async with aio.secure_channel(arguments.server, credentials) as channel:
+    async with contextlib.AsyncExitStack() as stack:
+        if arguments.tunnel:
+            host, _, port = arguments.server.rpartition(":")
+            tunnel = Tunnel(host, int(port), lambda: material)
+            tunnel.start()
+            stack.callback(tunnel.close)
+            channel = aio.insecure_channel(tunnel.target)
+        else:
+            credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.cert)
+            channel = aio.secure_channel(arguments.server, credentials)
+        await stack.enter_async_context(channel)
         stub: Any = kiam_pb2_grpc.KiamServiceStub(channel)
         addresses = arguments.addresses.split(",")
         await _load(stub, addresses, arguments.role, 1, 0.5)
@@ -60,4 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--role", required=True)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument(
+        "--tunnel", action="store_true", help="do TLS outside gRPC, as for a server's 'any' certificate"
+    )
     uvloop.run(_main(parser.parse_args()))

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from kiam import __version__
+from kiam.server.kubernetes.own_pod import own_pod
 from kiam.server.kubernetes.store import PodStore
-from kiam.server.run import own_pod
 from tests.deploy.chart import CHART, GIVEN_CERTIFICATES, Values, at, chart, containers, find, manifests, merged, notes
 from tests.deploy.test_parameters import parameters
 from tests.unit.server.test_events import make

@@ -30,7 +30,7 @@ def test_several_become_one_line_with_the_last_ones_fix() -> None:
 def test_nothing_of_ours_looks_for_words_in_the_text_of_an_error() -> None:
     """``"certificate" in str(error)`` breaks when somebody words the error better."""
     root = Path(kiam.__file__).parent
-    openssl = root / "tls/diagnosis.py"  # whose reasons are OpenSSL's names of alerts, and no prose
+    openssl = root / "tls/refusals.py"  # whose reasons are OpenSSL's names of alerts, and no prose
     found = [
         f"{path.relative_to(root)}:{node.lineno}"
         for path in root.rglob("*.py")

@@ -10,27 +10,25 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 
+from kiam.server.grpc.joined import JoinedClients
+
 Context = aio.ServicerContext[Any, Any]
 
 
 class Callers:
     """Looks callers up, and refuses those that no certificate stands behind."""
 
-    def __init__(self, joined: Callable[[str], frozenset[str] | None], address: Callable[[str], str]) -> None:
-        """``joined``: the DNS names of a client that the front joined, by gRPC's name for the peer; None: it didn't.
-
-        ``address``: where such a client connects from.
-        """
+    def __init__(self, joined: JoinedClients) -> None:
+        """``joined``: those whom the front has let through."""
         self._joined = joined
-        self._address = address
 
     def address(self, context: Context) -> str:
         """The address that the caller connects from."""
-        return self._address(context.peer())
+        return self._joined.address(context.peer())
 
     def dns_names(self, context: Context) -> frozenset[str]:
         """The DNS SANs of the caller's certificate."""
-        return self._joined(context.peer()) or frozenset()
+        return self._joined.names(context.peer()) or frozenset()
 
     def guard(self, service: ServiceDescriptor, servicer: Any) -> Any:
         """A servicer that refuses calls over a connection that the front didn't make.
@@ -45,7 +43,7 @@ class Callers:
         return guarded
 
     async def _check(self, context: Context) -> None:
-        if self._joined(context.peer()) is None:
+        if self._joined.names(context.peer()) is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "come through the server's port, with a certificate")
 
     def _guard_unary(self, behaviour: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:

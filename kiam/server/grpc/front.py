@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 from OpenSSL import SSL
 
 from kiam.server.grpc.admission import Admission, Bounds, Stage
+from kiam.server.grpc.joined import JoinedClients
 from kiam.server.grpc.port import listen, number, peer_of, reset
 from kiam.server.grpc.preface import FIRST_SETTINGS, FirstAcknowledgement
 from kiam.tls import TLSMaterial
@@ -55,14 +55,6 @@ class _Connection:
     """The abstract name of its Unix socket, while it has one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Caller:
-    """Who is behind a Unix connection of ours."""
-
-    address: str
-    names: frozenset[str]
-
-
 class Front:
     """Opens the port with :meth:`open`, serves it from :meth:`start` on; :meth:`connect` once gRPC listens."""
 
@@ -75,10 +67,9 @@ class Front:
         self._open: set[_Connection] = set()
         self._early: set[_Connection] = set()
         self._backend: str | None = None
-        self._callers: dict[str, _Caller] = {}
+        self.joined = JoinedClients()
+        """Who is behind the Unix connections."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._prefix = f"kiam-{secrets.token_hex(8)}"
-        self._next = 0
 
     def open(self) -> None:
         """Listen. Connections wait in the kernel until :meth:`start`. Raises UserError."""
@@ -101,16 +92,6 @@ class Front:
         early, self._early = self._early, set()
         for connection in early:
             self._run(self._join(connection, backend))
-
-    def caller(self, peer: str) -> frozenset[str] | None:
-        """The DNS names in the certificate behind a Unix socket, as gRPC names the peer; None: nobody we joined."""
-        caller = self._callers.get(peer)
-        return None if caller is None else caller.names
-
-    def address(self, peer: str) -> str:
-        """The address that a client joined over a Unix socket connects from; empty: nobody we joined."""
-        caller = self._callers.get(peer)
-        return "" if caller is None else caller.address
 
     def stop(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -213,25 +194,14 @@ class Front:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            self._name(connection, sock, frozenset(peer_certificate(tls.connection).dns_names))
+            names = frozenset(peer_certificate(tls.connection).dns_names)
+            connection.name = self.joined.bind(sock, connection.address, names)
             await loop.sock_connect(sock, backend)
             await loop.create_unix_connection(lambda: PlainEnd(tls), sock=sock)
         except (OSError, ValueError) as error:
             log.warning("a client can't be joined to gRPC: %s", error)
             sock.close()
             tls.close()
-
-    def _name(self, connection: _Connection, sock: socket.socket, dns_names: frozenset[str]) -> None:
-        """Give the socket a name that stands for the client. Raises OSError when somebody else has it.
-
-        Which attack: a program beside the server that has bound the next name would be taken for the client. So the
-        name stands for nobody until it is ours.
-        """
-        self._next += 1
-        name = f"{self._prefix}-{self._next}"
-        sock.bind(f"\0{name}")
-        connection.name = name
-        self._callers[f"unix-abstract:{name}"] = _Caller(connection.address, dns_names)
 
     def _end_handshake(self, connection: _Connection) -> None:
         if connection.shaking:
@@ -257,7 +227,7 @@ class Front:
         if connection.joined:
             self.admission.leaves(connection.address)
         if connection.name:
-            del self._callers[f"unix-abstract:{connection.name}"]
+            self.joined.forget(connection.name)
         if connection.tls is None:
             asyncio.get_running_loop().remove_reader(connection.sock)
             reset(connection.sock)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import grpc
-from grpc import aio
 
-from kiam.addresses import canonical_address
 from kiam.arns import LONGEST_ARN, shown
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
 from kiam.server.aws.credentials import CredentialsManager
 from kiam.server.aws.entry import CredentialsUnavailableError
 from kiam.server.grpc.authorization import Authorization
+from kiam.server.grpc.calls import Context, Hold, abort
 from kiam.server.grpc.container_credentials import (
     ApiAwayError,
     ContainerCredentials,
@@ -30,28 +28,20 @@ from kiam.server.grpc.container_credentials import (
 )
 from kiam.server.grpc.explainer import Explainer
 from kiam.server.grpc.holds import Waiting
+from kiam.server.grpc.lookup import Lookup
 from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.grpc.status import StatusReporter
 from kiam.server.kubernetes.events import CREDENTIAL_ERROR, ROLE_FORBIDDEN, EventRecorder
 from kiam.server.kubernetes.freshness import Freshness, NodeProofs
 from kiam.server.kubernetes.objects import Pod
-from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
+from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge, unknown_namespace
 from kiam.server.policy.permitted import Decision, Refusal, forbidden_message
 from kiam.server.readiness import Readiness
 
 log = logging.getLogger(__name__)
 
-Context = aio.ServicerContext[Any, Any]
-
-LONGEST_HOLD = 5.0
-"""Seconds a call is held that brings no deadline: the conventional agent's budget for a pod's request."""
-LONGEST_HOLD_WITH_DEADLINE = 60.0
-DEADLINE_MARGIN = 0.1
-"""A held call is answered so many seconds (a tenth of what is left, if that is less) before its deadline: the caller
-then gets the reason, not its own DEADLINE_EXCEEDED."""
 NO_POD_FOR_ROLE, NO_POD_FOR_CREDENTIALS = "pod not found", "no pod found"
-MULTIPLE_PODS = "multiple running pods found"
 FORBIDDEN = "forbidden by policy"
 EMPTY_ROLE = "role can't be empty"
 PROVE = "kiam-prove"
@@ -99,6 +89,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         """Where a caller connects from, for people."""
         self.arrivals = Waiting()
         """Told an address when a pod comes to have it, ``ns/<name>`` when a namespace appears, ``ready`` once."""
+        self._lookup = Lookup(pods, authorization, readiness, needed, self.arrivals)
         pods.listen(self._pod_changed)
         namespaces.listen(lambda name: self.arrivals.tell(f"ns/{name}"))
 
@@ -109,14 +100,14 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         """
         message = self._readiness.message
         if message != "ok":
-            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, message)
+            await abort(context, grpc.StatusCode.FAILED_PRECONDITION, message)
         return kiam_pb2.HealthStatus(message=message)
 
     async def GetPodRole(self, request: kiam_pb2.GetPodRoleRequest, context: Context) -> kiam_pb2.Role:
         """The role the pod at an address is annotated with, or its namespace's default; empty if there is neither."""
-        hold = _Hold(context)
+        hold = Hold(context)
         while True:
-            pod = await self._find(request.ip, context, NO_POD_FOR_ROLE, hold)
+            pod = await self._lookup.pod(request.ip, context, NO_POD_FOR_ROLE, hold)
             with_role = self._judge().with_role(pod)
             if with_role is not None:
                 age = await self._proved_age(pod, context)
@@ -131,15 +122,15 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         """Credentials of the role the pod at an address requests, if the policy permits it."""
         role = request.role
         if not role or len(role) > LONGEST_ARN:
-            await _abort(
+            await abort(
                 context,
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"role is longer than {LONGEST_ARN} characters" if role else EMPTY_ROLE,
             )
-        hold = _Hold(context)
+        hold = Hold(context)
         issued_for: Identity | None = None
         while True:
-            found = await self._find(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
+            found = await self._lookup.pod(request.ip, context, NO_POD_FOR_CREDENTIALS, hold)
             judge = self._judge()
             pod = judge.with_role(found) or found
             decision = judge.decide(pod, role)
@@ -152,7 +143,7 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                 if age is not None and self._pods.get(found.uid) != found:
                     continue
                 if not pod.role:
-                    await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE, _aged(age))
+                    await abort(context, grpc.StatusCode.INVALID_ARGUMENT, EMPTY_ROLE, _aged(age))
                 await self._refuse(pod, role, decision, context, age)
             identity = judge.identity(pod)
             waited = identity == issued_for
@@ -179,24 +170,24 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
     ) -> kiam_pb2.ContainerCredentials:
         """Credentials for the pod that a service account token is bound to, if it asks from its own address."""
         if self.container_credentials is None:
-            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "the server runs without --container-credentials")
+            await abort(context, grpc.StatusCode.UNIMPLEMENTED, "the server runs without --container-credentials")
         try:
             question = read_question(request, self._authorization.nodes(context))
         except ValueError as error:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        hold = _Hold(context)
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        hold = Hold(context)
         issued_for: Identity | None = None
         while True:
             if not self._filled.is_set() and not await self.arrivals.wait("ready", hold.left()):
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+                await abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
             try:
                 granted = await self.container_credentials.grant(question, self.arrivals, hold)
             except RefusedError as error:
-                await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+                await abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
             except UnknownPodError:
-                await _abort(context, grpc.StatusCode.NOT_FOUND, NO_POD_FOR_CREDENTIALS)
+                await abort(context, grpc.StatusCode.NOT_FOUND, NO_POD_FOR_CREDENTIALS)
             except ApiAwayError as error:
-                await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+                await abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
             if not isinstance(granted, Granted):
                 pod, role, decision = granted
                 if decision.refusal is Refusal.UNDECIDED:
@@ -217,22 +208,22 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
     async def Explain(self, request: kiam_pb2.ExplainRequest, context: Context) -> kiam_pb2.Explanations:
         """Why pods get their role, or don't."""
         if not request.node and not (request.namespace and request.pod):
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "node, or namespace and pod, must be given")
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "node, or namespace and pod, must be given")
         if self._readiness.waits_for(*self._needed):
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+            await abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
         nodes = self._authorization.nodes(context)
         if request.node and nodes is not None and request.node not in nodes:
             text = (
                 f"the certificate speaks for {', '.join(sorted(nodes)) or 'no node'}, not for '{shown(request.node)}'"
             )
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, text)
+            await abort(context, grpc.StatusCode.PERMISSION_DENIED, text)
         return self._explainer.explain(request, nodes)
 
     async def WatchNode(
         self, request: kiam_pb2.WatchNodeRequest, context: Context
     ) -> AsyncIterator[kiam_pb2.NodeUpdate]:
         """Push a node's pods and their credentials: a snapshot, then every change."""
-        node_name, host_ip = await self._node(request, context)
+        node_name, host_ip = await self._lookup.node(request, context)
         await self._filled.wait()
         stream = self._streams.open(node_name, host_ip, request, self.address(context))
         try:
@@ -251,12 +242,12 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
                         yield update
         finally:
             self._streams.close(stream)
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
+        await abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
 
     async def Status(self, request: kiam_pb2.StatusRequest, context: Context) -> kiam_pb2.ServerStatus:
         """What this server knows and does, as far as it is the caller's business."""
         if self.status is None:
-            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "this server doesn't tell its status")
+            await abort(context, grpc.StatusCode.UNIMPLEMENTED, "this server doesn't tell its status")
         return self.status.answer(
             self._authorization.nodes(context), judged=self._filled.is_set() and not self._readiness.stopping
         )
@@ -293,12 +284,12 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
         except CredentialsUnavailableError as error:
             self._events.record(pod, CREDENTIAL_ERROR, f"failed retrieving credentials: {error}")
             trailing = ((RETRY_AFTER, str(math.ceil(error.retry_after))),)
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
+            await abort(context, grpc.StatusCode.UNAVAILABLE, str(error), trailing)
 
-    async def _wait_for_namespace(self, pod: Pod, decision: Decision, context: Context, hold: _Hold) -> None:
+    async def _wait_for_namespace(self, pod: Pod, decision: Decision, context: Context, hold: Hold) -> None:
         """Hold a call until there is news of the pod's namespace; not yet, and never a final no, if there is none."""
         if not await self.arrivals.wait(f"ns/{pod.namespace}", hold.left()):
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, decision.explanation, ((RETRY_AFTER, "1"),))
+            await abort(context, grpc.StatusCode.UNAVAILABLE, decision.explanation, ((RETRY_AFTER, "1"),))
 
     async def _refuse(
         self, pod: Pod, role: str, decision: Decision, context: Context, age: int | None = None
@@ -314,91 +305,13 @@ class Service(kiam_pb2_grpc.KiamServiceServicer):
             },
         )
         self._events.record(pod, ROLE_FORBIDDEN, forbidden_message(role, decision))
-        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN, _aged(age))
+        await abort(context, grpc.StatusCode.PERMISSION_DENIED, FORBIDDEN, _aged(age))
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None and len(self.arrivals):
             for address in new.addresses:
                 self.arrivals.tell(address)
 
-    async def _node(self, request: kiam_pb2.WatchNodeRequest, context: Context) -> tuple[str, str]:
-        """The name or address of the node that a stream is for; refuses one the caller doesn't speak for."""
-        node_name, allowed = request.node_name, self._authorization.nodes(context)
-        if allowed is None:
-            if not node_name and not request.host_ip:
-                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "node_name or host_ip must be given")
-            return node_name, "" if node_name else await _canonical(request.host_ip, context)
-        if not node_name and len(allowed) == 1:
-            (node_name,) = allowed
-        # The attack stopped: a key stolen from one node must not open the stream of another.
-        if node_name not in allowed:
-            await _abort(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"the certificate speaks for {', '.join(sorted(allowed)) or 'no node'}, not for '{node_name}'; "
-                "give the agent a certificate with its node's name as DNS SAN",
-            )
-        return node_name, ""
-
-    async def _find(self, ip: str, context: Context, not_found: str, hold: _Hold) -> Pod:
-        """The pod at an address, held until there is one."""
-        nodes = self._authorization.nodes(context)
-        address = ip
-        while True:
-            try:
-                pod = self._pods.find(address, nodes)
-            except MultiplePodsError:
-                await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, MULTIPLE_PODS)
-            # A pod found before the lists are complete might have to share its address with one yet to come.
-            waits = self._readiness.waits_for(*self._needed)
-            if pod is not None and not waits:
-                return pod
-            if address is ip:
-                address = await _canonical(ip, context)
-                if address != ip:
-                    continue
-            key = "ready" if waits else address
-            held = not self._readiness.stopping and await self.arrivals.wait(key, hold.left())
-            if not held:
-                if waits or self._readiness.stopping:
-                    await _abort(context, grpc.StatusCode.UNAVAILABLE, self._readiness.message)
-                await _abort(context, grpc.StatusCode.NOT_FOUND, not_found)
-
-
-async def _canonical(ip: str, context: Context) -> str:
-    try:
-        return canonical_address(ip)
-    except ValueError as error:
-        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-
-
-class _Hold:
-    """How long a call may be held, worked out when it first has to be."""
-
-    __slots__ = ("_context", "_until")
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._until: float | None = None
-
-    def left(self) -> float:
-        """Seconds from now; not above 0: no longer."""
-        now = time.monotonic()
-        if self._until is None:
-            remaining = self._context.time_remaining()
-            if remaining is None:
-                self._until = now + LONGEST_HOLD
-            else:
-                self._until = now + min(remaining - min(DEADLINE_MARGIN, remaining / 10), LONGEST_HOLD_WITH_DEADLINE)
-        return self._until - now
-
 
 def _aged(age: int | None) -> tuple[tuple[str, str], ...]:
     return () if age is None else ((AGE_OF_REFUSAL, str(age)),)
-
-
-async def _abort(
-    context: Context, code: grpc.StatusCode, text: str, trailing: tuple[tuple[str, str], ...] = ()
-) -> NoReturn:
-    await context.abort(code, text, trailing)
-    raise AssertionError("abort raises")

@@ -22,7 +22,8 @@ from kiam.server.grpc.node_streams import NodeStreams
 from kiam.server.kubernetes.freshness import Freshness
 from kiam.server.kubernetes.store import NamespaceStore, PodStore
 from kiam.server.readiness import Readiness
-from kiam.tls.certificates import Certificate, InspectedTLS
+from kiam.tls.certificates import Certificate
+from kiam.tls.inspection import InspectedTLS
 
 SPACING = 0.25
 """Seconds that one look is shared for: clients can't have the server look at everything faster."""

@@ -24,7 +24,7 @@ from kiam.agent.metrics import AgentMetrics
 from kiam.agent.settings import ServerSettings
 from kiam.clocks import SystemClock
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
-from kiam.tls.certificates import load_summary
+from kiam.tls.inspection import load_summary
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
 from tests.sandbox.certificates import MountedSecret

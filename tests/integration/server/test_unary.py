@@ -70,7 +70,7 @@ async def test_call_is_held_until_a_pod_has_the_address(sandbox: Sandbox, kube: 
 
 
 async def test_call_without_a_deadline_is_not_held_for_ever(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiam.server.grpc.service.LONGEST_HOLD", 0.2)
+    monkeypatch.setattr("kiam.server.grpc.calls.LONGEST_HOLD", 0.2)
     client = await sandbox.connect(await sandbox.start())
     assert (await refusal(client.credentials("10.0.0.9", "x", None)))[0] is grpc.StatusCode.NOT_FOUND
 

@@ -21,7 +21,7 @@ from kiam.server.grpc.admission import Bounds
 from kiam.server.grpc.front import Front, _Connection
 from kiam.server.grpc.preface import FIRST_SETTINGS
 from kiam.tls import TLSFiles
-from kiam.tls.certificates import load_summary
+from kiam.tls.inspection import load_summary
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
 from tests.sandbox.certificates import Authority, write
@@ -65,7 +65,7 @@ async def _never_joined(front: Front) -> None:
     await until(lambda: not front._tasks)
     assert front.counts() == {"handshake": 0, "joined": 0, "refused": 0}
     assert not front._open
-    assert not front._callers
+    assert not len(front.joined)
 
 
 async def test_whoever_has_bound_a_name_first_is_not_taken_for_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +75,9 @@ async def test_whoever_has_bound_a_name_first_is_not_taken_for_the_client(monkey
     connection.tls = tls = Mock()
     front._open.add(connection)
     with socket.socket(socket.AF_UNIX) as squatter:
-        squatter.bind(f"\0{front._prefix}-1")
+        squatter.bind(f"\0{front.joined._prefix}-1")
         await front._join(connection, "/nonexistent")
-        assert front.caller(f"unix-abstract:{front._prefix}-1") is None
+        assert front.joined.names(f"unix-abstract:{front.joined._prefix}-1") is None
     tls.close.assert_called_once()
 
 
@@ -130,10 +130,10 @@ async def test_client_that_is_gone_when_its_turn_to_be_joined_comes_leaves_nothi
     (connection,) = front._early
     assert front.counts()["joined"] == 1
     with socket.socket(socket.AF_UNIX) as backend:
-        backend.bind(f"\0{front._prefix}-backend")
+        backend.bind(f"\0{front.joined._prefix}-backend")
         backend.listen()
         # The task that joins it is made, and has its turn after the end of the connection.
-        front.connect(f"\0{front._prefix}-backend")
+        front.connect(f"\0{front.joined._prefix}-backend")
         front._forget(connection)
         await _never_joined(front)
         backend.setblocking(False)
@@ -160,9 +160,9 @@ async def test_client_that_goes_while_it_is_being_joined_leaves_nothing(
     monkeypatch.setattr(loop, "sock_connect", ends_meanwhile)
     with socket.socket(socket.AF_UNIX) as backend:
         backend.setblocking(False)
-        backend.bind(f"\0{front._prefix}-backend")
+        backend.bind(f"\0{front.joined._prefix}-backend")
         backend.listen()
-        front.connect(f"\0{front._prefix}-backend")
+        front.connect(f"\0{front.joined._prefix}-backend")
         async with asyncio.timeout(30):
             joined, _ = await loop.sock_accept(backend)
             with joined:

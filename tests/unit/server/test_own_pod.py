@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, EventRecorder
+from kiam.server.kubernetes.own_pod import own_pod
 from kiam.server.kubernetes.store import PodStore
-from kiam.server.run import own_pod
-from kiam.tls.certificates import load_summary
+from kiam.tls.inspection import load_summary
 from kiam.tls.reload import TLSReloader, expiry_warning
 from kiam.tls.summary import Side
 from tests.sandbox.certificates import Authority, days, write

@@ -10,7 +10,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from kiam.tls.anyusage import make_context, peer_certificate
-from kiam.tls.certificates import load
+from kiam.tls.inspection import load
 from kiam.tls.relay import endpoint
 from kiam.tls.summary import Side
 from tests.sandbox.certificates import Authority, days, key_usage, write

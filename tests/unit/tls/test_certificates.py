@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiam.errors import UserError
-from kiam.tls.certificates import Certificate, find_chain, inspect, load, read_certificates
+from kiam.tls.certificates import Certificate, find_chain, read_certificates
+from kiam.tls.inspection import inspect, load
 from kiam.tls.issue import Issued
 from kiam.tls.summary import Severity, Side
 from tests.sandbox.certificates import Authority, days, write

@@ -8,7 +8,8 @@ import pytest
 
 from kiam.cli import main
 from kiam.tls import TLSFiles
-from kiam.tls.certificates import load, read_certificates
+from kiam.tls.certificates import read_certificates
+from kiam.tls.inspection import load
 from kiam.tls.issue import Period, make_authority
 from kiam.tls.summary import Side
 

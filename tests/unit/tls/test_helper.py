@@ -12,8 +12,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from kiam.errors import ErrorKind, UserError
 from kiam.tls import diagnosis, helper
-from kiam.tls.certificates import load_summary
 from kiam.tls.helper import load_in_helper
+from kiam.tls.inspection import load_summary
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
 from tests.sandbox.certificates import Authority, days, write

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from kiam.errors import UserError
 from kiam.tls import TLSFiles
-from kiam.tls.certificates import load, load_summary
+from kiam.tls.inspection import load, load_summary
 from kiam.tls.metrics import TLSMetrics
 from kiam.tls.reload import TLSReloader
 from kiam.tls.summary import Side
