@@ -23,7 +23,7 @@ from typing import Any
 from tests.sandbox import asker
 from tests.sandbox.kubeapi import write_kubeconfig
 from tests.sandbox.netns import AWS_IPV4
-from tests.sandbox.node import METRICS_PORT, SERVER_PORT, NodeInABox, Pod
+from tests.sandbox.node import CREDENTIALS, METRICS_PORT, SERVER_PORT, Answer, NodeInABox, Pod
 from tests.sandbox.process import Process, wait_until
 
 API_PORT, SECOND_API_PORT = 6443, 6444
@@ -124,7 +124,7 @@ class Partition:
         )
         assert self.box.server is not None
         for server in (self.box.server, self._second):
-            server.wait_for_output(r"\bready pods=")
+            server.wait_for_output(r"\bready pods=", timeout=90)
         self.box.start_agent(hosts=("127.0.0.1", "127.0.0.2"))
 
     @contextmanager
@@ -170,7 +170,7 @@ class Partition:
             else:
                 # Each is held for as long as a request may be, and refused.
                 with ThreadPoolExecutor(len(SWAPPED)) as pool:
-                    answers = list(pool.map(lambda name: self.box.pods[name].credentials(name), SWAPPED))
+                    answers = list(pool.map(self._ask_patiently, SWAPPED))
                 assert [answer.status for answer in answers] == [503] * len(SWAPPED), answers
         self.wait_until_served()
 
@@ -184,6 +184,9 @@ class Partition:
         for name in names:
             pod = self.box.pods[name]
             wait_until(lambda pod=pod: pod.credentials(pod.name).status == 200, f"{name} to be served", timeout)  # type: ignore[misc]  # a lambda's default
+
+    def _ask_patiently(self, name: str) -> Answer:
+        return self.box.pods[name].ask(CREDENTIALS + name, timeout=60)
 
     def _answered(self) -> int:
         progress = [int(file.read_text() or 0) for file in self._files.values() if file.exists()]
@@ -201,7 +204,7 @@ class Partition:
     def _stop_asking(self, name: str) -> None:
         process = self._askers.pop(name)
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=120)
         if process.returncode:
             raise RuntimeError(f"the program in {name} failed: {errors}")
         self._files.pop(name).unlink(missing_ok=True)
