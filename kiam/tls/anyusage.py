@@ -23,6 +23,9 @@ from kiam.tls.summary import Side
 HTTP2 = b"h2"
 """The application protocol gRPC requires (RFC 9113, 3.2)."""
 
+_CIPHERS = b"DEFAULT:@SECLEVEL=1"
+"""SSL_CTX_set_security_level(3): level 1 takes RSA keys from 1,024 bits on, as Go and gRPC's own library do; OpenSSL's
+default refuses certificates that work with conventional kiam."""
 _UNSUITABLE_PURPOSE = 26
 """X509_V_ERR_INVALID_PURPOSE, "unsuitable certificate purpose" (openssl/x509_vfy.h.in)."""
 _NETSCAPE_TYPE = x509.ObjectIdentifier("2.16.840.1.113730.1.1")
@@ -59,10 +62,11 @@ def make_context(material: TLSMaterial, peer: Side) -> SSL.Context:
     """A context that demands a certificate of the other side, which is ``peer``, and verifies it.
 
     The material must have been inspected. No sessions are kept: a resumed one wouldn't be verified anew after the
-    authority was replaced.
+    authority was replaced. Raises SSL.Error for what OpenSSL won't use.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD if peer is Side.CLIENT else SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_cipher_list(_CIPHERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
     own, *intermediates = split_pem(material.cert)

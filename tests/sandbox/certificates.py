@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -74,12 +74,13 @@ class Authority:
         addresses: Sequence[str] = (),
         period: Period | None = None,
         key_usage: x509.KeyUsage | None = None,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     ) -> Issued:
         """A certificate with just these extended key usages; none: no such extension."""
         issuer = x509.load_pem_x509_certificate(self.issued.cert)
         signing_key = load_pem_private_key(self.issued.key, None)
         assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
-        key, period = ec.generate_private_key(ec.SECP256R1()), period or _own_period()
+        key, period = key or ec.generate_private_key(ec.SECP256R1()), period or _own_period()
         builder = x509.CertificateBuilder(
             issuer.subject,
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kiam-server")]),

@@ -23,6 +23,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from kiam.errors import UserError
 from kiam.server.grpc.admission import Admission, Bounds, Stage
 from kiam.server.grpc.joined import JoinedClients
 from kiam.server.grpc.port import listen, number, peer_of, reset
@@ -72,8 +73,13 @@ class Front:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def open(self) -> None:
-        """Listen. Connections wait in the kernel until :meth:`start`. Raises UserError."""
+        """Listen. Connections wait in the kernel until :meth:`start`. Raises UserError, for the certificate too."""
         self._sockets = listen(self._bind)
+        try:
+            self._current_context()
+        except SSL.Error as error:
+            self.stop()
+            raise UserError(f"TLS can't use the certificate in --cert: {reason(error)}", "issue another one") from error
 
     @property
     def port(self) -> int:
@@ -165,7 +171,14 @@ class Front:
     def _current_context(self) -> SSL.Context:
         material = self._reloader.material
         if self._context is None or self._context[0] is not material:
-            self._context = (material, make_context(material, Side.CLIENT))
+            try:
+                context = make_context(material, Side.CLIENT)
+            except SSL.Error as error:
+                if self._context is None:
+                    raise
+                log.error("TLS can't use the new certificate, the one before stays in use: %s", reason(error))
+                context = self._context[1]
+            self._context = (material, context)
         return self._context[1]
 
     def _verified(self, connection: _Connection) -> None:

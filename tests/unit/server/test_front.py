@@ -15,7 +15,9 @@ from unittest.mock import Mock
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from OpenSSL import SSL
 
+from kiam.errors import UserError
 from kiam.server.grpc import front as module
 from kiam.server.grpc.admission import Bounds
 from kiam.server.grpc.front import Front, _Connection
@@ -79,6 +81,33 @@ async def test_whoever_has_bound_a_name_first_is_not_taken_for_the_client(monkey
         await front._join(connection, "/nonexistent")
         assert front.joined.names(f"unix-abstract:{front.joined._prefix}-1") is None
     tls.close.assert_called_once()
+
+
+def _refuse(*_: Any) -> Any:
+    raise SSL.Error([("SSL routines", "", "ee key too small")])
+
+
+async def test_certificate_that_openssl_refuses_ends_the_start_in_one_line(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "make_context", _refuse)
+    with pytest.raises(UserError, match="--cert: ee key too small; issue another one"):
+        opened()
+
+
+async def test_new_certificate_that_openssl_refuses_leaves_the_old_one_in_use(
+    opened: Opener, client: TLSFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    front = opened()
+    write(tmp_path / "server", AUTHORITY.sign_for_usages([ExtendedKeyUsageOID.SERVER_AUTH]), AUTHORITY.pem)
+    assert front._reloader.refresh()
+    monkeypatch.setattr(module, "make_context", _refuse)
+    for _ in range(2):
+        _, writer = await _connect(front, client)
+        writer.close()
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "TLS can't use the new certificate, the one before stays in use: ee key too small"
+    ]
 
 
 async def test_handshake_whose_time_is_up_before_it_has_begun_is_never_finished(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
@@ -111,6 +112,11 @@ def test_server_with_anything_else_wrong_is_refused(tmp_path: Path, defect: str)
     bad = PLAIN.sign_for_usages(CLIENT) if defect == "client auth only" else BAD[defect]
     with pytest.raises(SSL.Error, match=r"certificate|unknown ca"):
         Ends(tmp_path, bad, PLAIN.sign_for_usages(CLIENT), PLAIN.pem, PLAIN.pem).connect()
+
+
+def test_rsa_keys_of_1024_bits_are_taken_as_conventional_kiam_takes_them(tmp_path: Path) -> None:
+    issued = PLAIN.sign_for_usages(BOTH, key=rsa.generate_private_key(65537, 1024))
+    Ends(tmp_path, issued, issued, PLAIN.pem, PLAIN.pem).connect()
 
 
 def test_client_without_a_certificate_is_refused(tmp_path: Path) -> None:
