@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from kiam.dataplane.cgroups import GONE
-from kiam.dataplane.contract import Condition, Inspection, WantedState
+from kiam.dataplane.contract import WantedState
 from kiam.dataplane.registry import DATAPLANES, load_dataplane, recommended, traits_of
 from kiam.errors import UserError
 from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern, IptablesBackend
@@ -21,6 +21,7 @@ from kiam.verify.checks.interfaces import Interface, guess_cni, recommended_patt
 from kiam.verify.checks.redirects import made_by_hand
 from kiam.verify.fixes import BY_HAND
 from kiam.verify.node import own_address, own_address6, usable
+from kiam.verify.subject import Asked, Subject
 
 AUTO = "auto"
 """Verify the dataplane that is found, or the rule made by hand where none is."""
@@ -39,25 +40,6 @@ def by_interface(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one dataplane answered."""
-
-    inspection: Inspection | None = None
-    error: str = ""
-    """Why it couldn't be asked: libraries, capabilities, kernel."""
-
-    @property
-    def present(self) -> bool:
-        """Whether anything of it is in the kernel."""
-        return self.inspection is not None and self.inspection.condition is not Condition.ABSENT
-
-    @property
-    def installed(self) -> WantedState | None:
-        """What it was installed for."""
-        return self.inspection.installed if self.inspection is not None else None
-
-
-@dataclass(frozen=True, slots=True)
 class Node:
     """What of the node the decision needs."""
 
@@ -68,24 +50,6 @@ class Node:
     """Where the node's iptables rules are."""
     host: IPv4Address | None = None
     """The node's address as the environment says (HOST_IP), for where nothing else tells."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is verified."""
-
-    dataplane: str
-    """A name of the registry, or BY_HAND."""
-    wanted: WantedState
-    """What it is compared with."""
-    target: WantedState
-    """The same with what can't be right put right; what fixes install."""
-    present: bool
-    """Whether the dataplane is there at all."""
-    difference: str = ""
-    """In what the person asked about something else than what is installed."""
-    stale: bool = False
-    """The person is right: the agent is where they say, and not where what is installed leads."""
 
 
 def ask_all() -> dict[str, Asked]:

@@ -22,7 +22,7 @@ from kiam.verify.checks.interfaces import Interface, check_interfaces, pod_inter
 from kiam.verify.checks.precedence import check_firewall, check_precedence
 from kiam.verify.checks.programs import check_programs, check_unreadable, read_programs
 from kiam.verify.checks.redirect import check_redirect
-from kiam.verify.discovery import AUTO, Asked, Given, Node, Subject, ask, ask_all, by_interface, discover
+from kiam.verify.discovery import AUTO, Given, Node, ask, ask_all, by_interface, discover
 from kiam.verify.fix import Fix, FixKind
 from kiam.verify.fixes import BY_HAND, Fixes, verify_with_rights
 from kiam.verify.live.place import pods_cgroup, top
@@ -30,6 +30,7 @@ from kiam.verify.live.proof import PROOF, LiveSettings, prove
 from kiam.verify.node import usable
 from kiam.verify.results import CheckResult, Status, failed, skipped, warned
 from kiam.verify.snapshot import Snapshot, take_snapshot
+from kiam.verify.subject import Asked, Subject
 
 SAMPLES = 4
 """Of the interfaces pods come in on, so many are followed through the rules."""

@@ -40,21 +40,39 @@ def test_every_package_with_rooms_of_its_own_has_a_layers_contract() -> None:
         ("netfilter/interfaces.py", "kiam.dataplane.contract"),
         ("dataplane/nftables/__init__.py", "kiam.dataplane.ebpf.bpf"),
         ("durations.py", "kiam.netfilter.interfaces"),
+        ("verify/checks/installed.py", "kiam.verify.discovery"),
+        ("tls/certificates.py", "kiam.tls.inspection"),
     ],
 )
 def test_a_planted_import_through_a_wall_turns_lint_red(tmp_path: Path, importer: str, imported: str) -> None:
-    for name in ("kiam", "pyproject.toml"):
-        subprocess.run(["cp", "-r", ROOT / name, tmp_path / name], check=True)
-    planted = tmp_path / "kiam" / importer
+    planted = _copy(tmp_path) / importer
     planted.write_text(planted.read_text() + f"\nimport {imported}  # planted\n")
+    told = _lint(tmp_path)
+    assert " 0 broken" not in told
+    assert imported in told
+
+
+@pytest.mark.parametrize("stray", ["helpers.py", "agent/helpers.py", "netfilter/helpers.py"])
+def test_a_module_that_no_layer_names_turns_lint_red(tmp_path: Path, stray: str) -> None:
+    (_copy(tmp_path) / stray).write_text("")
+    assert "helpers" in _lint(tmp_path)
+
+
+def _copy(folder: Path) -> Path:
+    for name in ("kiam", "pyproject.toml"):
+        subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
+    return folder / "kiam"
+
+
+def _lint(folder: Path) -> str:
+    """What import-linter says of a tree that isn't in order."""
     linter = Path(sys.executable).parent / "lint-imports"
     checked = subprocess.run(
         [linter, "--no-logo", "--no-cache"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
     )
     assert checked.returncode != 0
-    assert " 0 broken" not in checked.stdout
-    assert imported in checked.stdout
+    return checked.stdout + checked.stderr

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from kiam.dataplane.cgroups import GONE
 from kiam.dataplane.contract import Condition, Inspection
 from kiam.verify.checks.services import restart_agent
-from kiam.verify.discovery import Asked, Subject
 from kiam.verify.fixes import BY_HAND, Fixes, verify_again
 from kiam.verify.results import CheckResult, failed, passed, warned
+from kiam.verify.subject import Asked, Subject
 
 CHECK = "installed state"
 OTHERS = "other dataplanes"

@@ -14,10 +14,11 @@ from kiam.netfilter.interfaces import EVERY_INTERFACE, InterfacePattern, Iptable
 from kiam.netfilter.model import Table
 from kiam.verify.checks.installed import check_installed
 from kiam.verify.checks.interfaces import Interface
-from kiam.verify.discovery import AUTO, Asked, Node, Subject, discover
+from kiam.verify.discovery import AUTO, Node, discover
 from kiam.verify.fix import FixKind
 from kiam.verify.fixes import Fixes
 from kiam.verify.results import Status
+from kiam.verify.subject import Asked, Subject
 from tests.unit.verify.listings import FIXES, nat
 
 LOCAL = IPv4Address("127.0.0.1")
