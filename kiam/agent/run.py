@@ -39,10 +39,24 @@ from kiam.agent.redirection import DataplaneCollector, Redirection, wanted_state
 from kiam.agent.settings import AgentSettings
 from kiam.clocks import SystemClock
 from kiam.grpc_metrics import client_interceptors
+from kiam.rpc import kiam_pb2
 from kiam.telemetry import serve_telemetry
 from kiam.tls.reload import TLSReloader
+from kiam.tls.summary import TLSSummary
 
 log = logging.getLogger(__name__)
+
+
+def _own_pod(settings: AgentSettings, certificate: TLSSummary) -> kiam_pb2.AgentPod | None:
+    """The pod that the agent is in and its certificate, for the server's Events; None outside a cluster."""
+    if not settings.pod_name:
+        return None
+    return kiam_pb2.AgentPod(
+        namespace=settings.pod_namespace,
+        name=settings.pod_name,
+        certificate_warn_after=int(certificate.warn_after.timestamp()),
+        certificate_expires=int(certificate.expiry.timestamp()),
+    )
 
 
 async def run_agent(settings: AgentSettings, reloader: TLSReloader, sock: socket.socket | None) -> None:
@@ -79,6 +93,7 @@ async def run_agent(settings: AgentSettings, reloader: TLSReloader, sock: socket
             settings.node_name,
             str(settings.host),
             host_network_pods=settings.serves_host_network_pods,
+            own_pod=lambda: _own_pod(settings, reloader.inspected),
         )
         await stack.enter_async_context(
             _background(stop, client.run(), follower.run(), notice_steps(clock, metrics.clock_steps.inc))

@@ -95,6 +95,9 @@ class AgentSettings:
     port: int
     host: IPv4Address | IPv6Address
     node_name: str
+    pod_namespace: str
+    pod_name: str
+    """The pod that the agent is in; both empty outside a cluster."""
     interface: InterfacePattern
     """The interfaces that pods come in on, also where something else redirects them."""
     allow_ip_query: bool

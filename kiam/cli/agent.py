@@ -124,6 +124,8 @@ def settings_from(arguments: argparse.Namespace) -> AgentSettings:
         port=arguments.port,
         host=_host(arguments),
         node_name=arguments.node_name or os.environ.get("NODE_NAME", ""),
+        pod_namespace=os.environ.get("POD_NAMESPACE", ""),
+        pod_name=os.environ.get("POD_NAME", ""),
         interface=arguments.host_interface,
         allow_ip_query=arguments.allow_ip_query,
         allow_route_regexp=arguments.allow_route_regexp,

@@ -236,6 +236,7 @@ class WatchNodeRequest(_message.Message):
     KNOWN_CREDENTIALS_FIELD_NUMBER: _builtins.int
     HOST_NETWORK_PODS_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    AGENT_POD_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name (spec.nodeName of its pods). Empty: the server finds the node by host_ip."""
     host_ip: _builtins.str
@@ -252,6 +253,10 @@ class WatchNodeRequest(_message.Message):
 
     @_builtins.property
     def known_credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownCredentials]: ...
+    @_builtins.property
+    def agent_pod(self) -> Global___AgentPod:
+        """Absent outside a cluster."""
+
     def __init__(
         self,
         *,
@@ -261,14 +266,50 @@ class WatchNodeRequest(_message.Message):
         known_credentials: _abc.Iterable[Global___KnownCredentials] | None = ...,
         host_network_pods: _builtins.bool = ...,
         agent_version: _builtins.str = ...,
+        agent_pod: Global___AgentPod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_pod", b"agent_pod"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "host_ip", b"host_ip", "host_network_pods", b"host_network_pods", "known_credentials", b"known_credentials", "known_pods", b"known_pods", "node_name", b"node_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_pod", b"agent_pod", "agent_version", b"agent_version", "host_ip", b"host_ip", "host_network_pods", b"host_network_pods", "known_credentials", b"known_credentials", "known_pods", b"known_pods", "node_name", b"node_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchNodeRequest: _TypeAlias = WatchNodeRequest  # noqa: Y015
+
+@_typing.final
+class AgentPod(_message.Message):
+    """The pod that an agent is in, and its certificate: when that should have been renewed the server keeps an Event on the
+    pod, if it is one of this node.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_WARN_AFTER_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    name: _builtins.str
+    certificate_warn_after: _builtins.int
+    """Unix times, in seconds: from when on one certificate of the agent's chain should have been renewed, and when the
+    first of them expires.
+    """
+    certificate_expires: _builtins.int
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        name: _builtins.str = ...,
+        certificate_warn_after: _builtins.int = ...,
+        certificate_expires: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires", b"certificate_expires", "certificate_warn_after", b"certificate_warn_after", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentPod: _TypeAlias = AgentPod  # noqa: Y015
 
 @_typing.final
 class KnownPod(_message.Message):

@@ -141,6 +141,7 @@ class Server:
         log.info("answering agents on %s (port %d), STS is %s", config.bind, front.port, sts.endpoint)
         tasks.create_task(credentials.run())
         tasks.create_task(self._events.run(api))
+        tasks.create_task(streams.tell_of_expiry())
         tasks.create_task(self._await_sts(sts))
         tasks.create_task(self._fill(tasks, api, sts, credentials))
 

@@ -29,13 +29,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def expiry_warning(cert: Path, inspected: TLSSummary) -> str:
+def expiry_warning(certificate: str, expiry: datetime) -> str:
     """What to say of a certificate that expires soon."""
     return (
-        f"the TLS certificate {inspected.subject} in {cert}, or an authority above it, expires at "
-        f"{format_time(inspected.expiry)}; renew it ('kiam certs renew', or an upgrade of the chart, for what "
-        "these made), it is taken over without a restart"
+        f"{certificate}, or an authority above it, expires at {format_time(expiry)}; renew it ('kiam certs renew', or "
+        "an upgrade of the chart, for what these made), it is taken over without a restart"
     )
+
+
+def own_certificate(cert: Path, inspected: TLSSummary) -> str:
+    """A process's own certificate, for people."""
+    return f"the TLS certificate {inspected.subject} in {cert}"
 
 
 class TLSReloader:
@@ -171,7 +175,7 @@ class TLSReloader:
             self._metrics.expires_soon(soon)
         if soon and now <= expiry and now >= self._warn_again:
             self._warn_again = now + _WARN_AGAIN
-            log.warning("%s", expiry_warning(self._files.cert, self._inspected))
+            log.warning("%s", expiry_warning(own_certificate(self._files.cert, self._inspected), expiry))
         if now <= expiry or self._expiry_logged:
             return
         self._expiry_logged = True

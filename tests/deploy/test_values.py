@@ -279,6 +279,13 @@ def test_a_server_on_the_host_network_finds_its_own_pod_for_events() -> None:
     assert found.name == "kiam-server-x7k2p"
 
 
+def test_an_agent_is_told_which_pod_it_is_in_for_events_about_its_certificate() -> None:
+    pod = find(manifests(GIVEN_CERTIFICATES), "DaemonSet/kiam-agent")
+    (agent,) = (one for one in pod["spec"]["template"]["spec"]["containers"] if one["name"] == "kiam-agent")
+    paths = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in agent["env"]}
+    assert (paths["POD_NAMESPACE"], paths["POD_NAME"]) == ("metadata.namespace", "metadata.name")
+
+
 def test_the_notes_tell_two_steps() -> None:
     text = notes(GIVEN_CERTIFICATES, at("agent.dataplane", "ebpf"))
     assert "1. " in text

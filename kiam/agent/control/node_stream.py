@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -73,14 +73,19 @@ class StreamFollower:
         host_ip: str,
         *,
         host_network_pods: bool = False,
+        own_pod: Callable[[], kiam_pb2.AgentPod | None] = lambda: None,
     ) -> None:
-        """``host_network_pods``: whether pods on the host network can be told apart, and so are to be pushed too."""
+        """``host_network_pods``: whether pods on the host network can be told apart, and so are to be pushed too.
+
+        ``own_pod``: the agent's, with its certificate of the moment.
+        """
         self._client = client
         self._identities = identities
         self._pods = identities.core.pods
         self._node_name = node_name
         self._host_ip = host_ip
         self._host_network_pods = host_network_pods
+        self._own_pod = own_pod
         self._told: str | None = None
         self.settled = asyncio.Event()
         """Set once it is known how pods are to be answered: a complete snapshot, or a server without streams."""
@@ -116,6 +121,7 @@ class StreamFollower:
             known_credentials=credentials,
             host_network_pods=self._host_network_pods,
             agent_version=__version__,
+            agent_pod=self._own_pod(),
         )
         call = self._client.stub.WatchNode(request, wait_for_ready=True)
         updates = aiter(call)

@@ -36,6 +36,7 @@ class NodeStream:
         self._hub = hub
         self.peer = peer
         self.agent_version = request.agent_version[:LONGEST_VERSION]
+        self.agent_pod = request.agent_pod if request.HasField("agent_pod") else None
         self.opened_at = time.monotonic()
         self.behind_since: float | None = None
         """When the oldest change that isn't written yet was marked; None: all are."""

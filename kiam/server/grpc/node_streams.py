@@ -6,7 +6,8 @@ A change marks what it touches in the streams of the node concerned, and no othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -15,12 +16,14 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from kiam.identity import Identity
 from kiam.rpc import kiam_pb2
 from kiam.server.aws.credentials import CredentialsManager
+from kiam.server.grpc.agent_certificates import expiring
 from kiam.server.grpc.node_stream import NodeStream
-from kiam.server.kubernetes.events import CREDENTIAL_ERROR, EventRecorder
+from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, CREDENTIAL_ERROR, EXPIRY_EVENT_SECONDS, EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import MultiplePodsError, NamespaceStore, PodStore
 from kiam.server.policy.judge import Judge
 from kiam.server.policy.permitted import Refusal
+from kiam.tls.reload import utc_now
 
 MOST_EVENTS_FOR_FAILURE = 20
 """Pods of one identity and node that get an Event for one failed AssumeRole."""
@@ -73,6 +76,7 @@ class NodeStreams:
         if stream.host_network_pods:
             self.pods.want_host_network(key)
         stream.start()
+        self._warn_of_certificates([stream])
         if self._ending:
             stream.end()
         return stream
@@ -97,6 +101,17 @@ class NodeStreams:
         """End the streams there are; others may come."""
         for stream in self._open:
             stream.end()
+
+    async def tell_of_expiry(self) -> None:
+        """Keep an Event, for ever, on the pod of each agent whose certificate expires soon."""
+        while True:
+            await asyncio.sleep(EXPIRY_EVENT_SECONDS)
+            self._warn_of_certificates(self._open)
+
+    def _warn_of_certificates(self, streams: Iterable[NodeStream]) -> None:
+        agents = [(self.node_of(stream), stream.agent_pod) for stream in streams if stream.agent_pod is not None]
+        for pod, message in expiring(agents, self.pods, utc_now()):
+            self._events.record(pod, CERTIFICATE_EXPIRING, message)
 
     def __iter__(self) -> Iterator[NodeStream]:
         """Those that are open."""

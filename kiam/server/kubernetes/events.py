@@ -22,7 +22,9 @@ COMPONENT = "kiam.server"
 ROLE_FORBIDDEN, CREDENTIAL_ERROR = "KiamRoleForbidden", "KiamCredentialError"
 """The conventional reasons."""
 CERTIFICATE_EXPIRING = "KiamCertificateExpiring"
-"""On the server's own pod."""
+"""On the server's own pod and agents' pods."""
+EXPIRY_EVENT_SECONDS = 1800.0
+"""Between two Events about one certificate: the API keeps them for an hour."""
 LONGEST_MESSAGE = 1024
 """Characters the API takes (validation of v1.Event)."""
 WRITES_PER_SECOND, BURST = 10.0, 50

@@ -8,13 +8,11 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, EventRecorder
+from kiam.server.kubernetes.events import CERTIFICATE_EXPIRING, EXPIRY_EVENT_SECONDS, EventRecorder
 from kiam.server.kubernetes.objects import Pod
 from kiam.server.kubernetes.store import PodStore
-from kiam.tls.reload import TLSReloader, expiry_warning, utc_now
+from kiam.tls.reload import TLSReloader, expiry_warning, own_certificate, utc_now
 
-EXPIRY_EVENT_SECONDS = 1800.0
-"""The API keeps Events for an hour."""
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -37,5 +35,6 @@ async def tell_of_expiry(
         inspected = tls.inspected
         own = own_pod(pods, os.environ)
         if own is not None and inspected.expires_soon(utc_now()):
-            events.record(own, CERTIFICATE_EXPIRING, expiry_warning(cert, inspected))
+            certificate = own_certificate(cert, inspected)
+            events.record(own, CERTIFICATE_EXPIRING, expiry_warning(certificate, inspected.expiry))
         await asyncio.sleep(EXPIRY_EVENT_SECONDS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ class Services:
 
     kubeconfig: Path
     aws: AwsProcess
+    kube: KubeApiProcess
 
     def server_flags(self, files: TLSFiles) -> list[str]:
         """The flags of a server that works with these."""
@@ -35,6 +37,10 @@ class Services:
             f"--kubeconfig={self.kubeconfig}",
             f"--role-base-arn={ROLE_BASE_ARN}",
         ]
+
+    def events_of(self, name: str) -> list[dict[str, Any]]:
+        """The Events on a pod."""
+        return [event for event in self.kube.events() if event["involvedObject"]["name"] == name]
 
 
 def tls_flags(files: TLSFiles) -> list[str]:
@@ -72,4 +78,4 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     directory = tmp_path_factory.mktemp("services")
     with KubeApiProcess(directory / "kube") as kube, AwsProcess(directory / "aws") as aws:
         kube.apply(namespace("apps", permitted=".*"), pod("app", "127.0.0.1", ROLE, namespace="apps"))
-        yield Services(write_kubeconfig(directory / "kubeconfig", kube.url), aws)
+        yield Services(write_kubeconfig(directory / "kubeconfig", kube.url), aws, kube)

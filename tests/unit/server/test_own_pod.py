@@ -52,7 +52,7 @@ async def test_an_event_about_it_says_until_when_the_certificate_is_good(tmp_pat
     soon = reloader.inspected.expires_soon(reloader.inspected.expiry - timedelta(days=left))
     assert soon is (left == 3)
     api, recorder = Api(), EventRecorder()
-    recorder.record(make("server-1"), CERTIFICATE_EXPIRING, expiry_warning(files.cert, reloader.inspected))
+    recorder.record(make("server-1"), CERTIFICATE_EXPIRING, expiry_warning("kiam-server", reloader.inspected.expiry))
     writing = asyncio.create_task(recorder.run(api))
     await asyncio.wait_for(api.first.wait(), 30)
     writing.cancel()

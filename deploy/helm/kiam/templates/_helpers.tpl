@@ -102,6 +102,18 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* Which pod it is: on the host network its host name is the node's. Events about its certificate go there. */}}
+{{- define "kiam.pod.env" -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+{{- end -}}
+
 {{/* Additional environment variables: a list as in a pod's env, or a map of names and values. */}}
 {{- define "kiam.extraEnv" -}}
 {{- if kindIs "slice" . -}}
