@@ -1,4 +1,4 @@
-"""One spelling for each address, so that no odd spelling finds another pod, or none."""
+"""Addresses as text: one spelling for each, so that no odd spelling finds another pod, or none."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ def unmapped(text: str) -> IPv4Address | IPv6Address:
     """A socket's address without its zone; an IPv4-mapped one as IPv4. Raises ValueError."""
     address = ip_address(text.partition("%")[0])
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def parse_listen_address(text: str) -> tuple[str, int]:
+    """Split HOST:PORT, [IPv6]:PORT or :PORT (every address) as Go's net.Listen takes them.
+
+    Raises ValueError with a line that names the form.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(
+            f"'{text}' is not an address to listen on; write it like localhost:9620, 0.0.0.0:9620 or :9620"
+        )
+    return host, int(port)

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from kiam.addresses import parse_listen_address
 from kiam.errors import UserError
 from kiam.threaded_http import Answer, Asked, ThreadedServer
 
@@ -43,20 +44,6 @@ def serve_telemetry(
         if pprof is not None:
             stack.enter_context(_serve("--pprof-listen-addr", pprof, _profile, reuse_port))
         yield
-
-
-def parse_listen_address(text: str) -> tuple[str, int]:
-    """Split HOST:PORT, [IPv6]:PORT or :PORT (every address) as Go's net.Listen takes them.
-
-    Raises ValueError with a line that names the form.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(
-            f"'{text}' is not an address to listen on; write it like localhost:9620, 0.0.0.0:9620 or :9620"
-        )
-    return host, int(port)
 
 
 @contextmanager

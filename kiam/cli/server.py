@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from kiam.addresses import parse_listen_address
 from kiam.arns import resolve_role_arn, role_problem
 from kiam.cli.options import (
     add_boolean,
@@ -24,7 +25,6 @@ from kiam.durations import format_duration
 from kiam.errors import UserError
 from kiam.grpc_core import prepare_grpc
 from kiam.server.settings import DEFAULT_REFRESH, LEAST_LEFT, TOO_LATE, TOO_LATE_FIX, needs_cluster
-from kiam.telemetry import parse_listen_address
 
 if TYPE_CHECKING:
     from kiam.server.settings import ServerSettings
@@ -198,7 +198,12 @@ def make_config(arguments: argparse.Namespace) -> ServerSettings:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the server until it is told to stop."""
+    from kiam.server.grpc.port import listen
+
     config = make_config(arguments)
+    # Before all that takes time to import: a conventional agent that finds the port closed tries again after a second,
+    # when it has given up.
+    sockets = listen(config.bind)
     prepare_grpc()
     import uvloop
 
@@ -213,5 +218,5 @@ def run(arguments: argparse.Namespace) -> int:
         log.warning("%s", line)
     for what, fix in doubts(arguments):
         log.warning("%s; %s", what, fix)
-    uvloop.run(serve(config))
+    uvloop.run(serve(config, sockets))
     return 0

@@ -8,6 +8,8 @@ import importlib.util
 import logging
 import resource
 import signal
+import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -40,11 +42,12 @@ def require_packages() -> None:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-def open_port(config: ServerSettings, registry: CollectorRegistry = REGISTRY) -> tuple[TLSReloader, Front]:
-    """Read the certificates and listen. Raises UserError."""
+def open_front(
+    config: ServerSettings, sockets: Sequence[socket.socket], registry: CollectorRegistry = REGISTRY
+) -> tuple[TLSReloader, Front]:
+    """Read the certificates; the sockets listen already. Raises UserError."""
     tls = TLSReloader(config.tls, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry))
-    front = Front(config.bind, tls, Bounds())
-    front.open()
+    front = Front(sockets, tls, Bounds())
     FrontMetrics(front.counts, registry)
     return tls, front
 
@@ -58,10 +61,13 @@ async def make_server(
     return server
 
 
-async def serve(config: ServerSettings) -> None:
-    """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work."""
+async def serve(config: ServerSettings, sockets: Sequence[socket.socket]) -> None:
+    """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work.
+
+    ``sockets`` listen on the port already.
+    """
     _raise_descriptor_limit()
-    tls, front = open_port(config)
+    tls, front = open_front(config, sockets)
     front.start()
     log.info("listening on %s (port %d)", config.bind, front.port)
     try:

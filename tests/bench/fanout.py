@@ -28,8 +28,9 @@ from prometheus_client import CollectorRegistry
 
 from kiam.cli import server as command
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.server.grpc.port import listen
 from kiam.server.run import Server as InProcess
-from kiam.server.serve import open_port
+from kiam.server.serve import open_front
 from kiam.server.settings import ServerSettings
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
 from tests.sandbox.kubeapi import KubeApiProcess, pod, write_kubeconfig
@@ -170,10 +171,11 @@ async def longest_turn(kube: KubeApiProcess, aws: AwsProcess, pki: Pki, director
     os.environ.update(aws.environment)
     turns: list[float] = []
     loop = asyncio.get_running_loop()
-    tls, front = open_port(make_config(pki, directory, kube), CollectorRegistry())
+    config = make_config(pki, directory, kube)
+    tls, front = open_front(config, listen(config.bind), CollectorRegistry())
     front.start()
     async with asyncio.TaskGroup() as tasks:
-        server = InProcess(make_config(pki, directory, kube), tls, front, CollectorRegistry())
+        server = InProcess(config, tls, front, CollectorRegistry())
         await server.start(tasks)
         last = time.thread_time()
 

@@ -13,8 +13,9 @@ from unittest.mock import Mock
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from kiam.addresses import parse_listen_address
 from kiam.errors import UserError
-from kiam.telemetry import parse_listen_address, serve_telemetry
+from kiam.telemetry import serve_telemetry
 from kiam.threaded_http import CLIENT_TIMEOUT_SECONDS, MOST_CONNECTIONS
 from tests.sandbox.process import free_port
 

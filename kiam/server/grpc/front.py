@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from OpenSSL import SSL
 from kiam.errors import UserError
 from kiam.server.grpc.admission import Admission, Bounds, Stage
 from kiam.server.grpc.joined import JoinedClients
-from kiam.server.grpc.port import listen, number, peer_of, reset
+from kiam.server.grpc.port import number, peer_of, reset
 from kiam.server.grpc.preface import FIRST_SETTINGS, FirstAcknowledgement
 from kiam.tls import TLSMaterial
 from kiam.tls.anyusage import make_context, peer_certificate
@@ -57,28 +57,26 @@ class _Connection:
 
 
 class Front:
-    """Opens the port with :meth:`open`, serves it from :meth:`start` on; :meth:`connect` once gRPC listens."""
+    """Serves the port from :meth:`start` on; :meth:`connect` once gRPC listens."""
 
-    def __init__(self, bind: str, tls: TLSReloader, bounds: Bounds | None = None) -> None:
-        self._bind = bind
+    def __init__(self, sockets: Sequence[socket.socket], tls: TLSReloader, bounds: Bounds | None = None) -> None:
+        """``sockets`` listen (:func:`kiam.server.grpc.port.listen`); connections wait in them until :meth:`start`.
+
+        Raises UserError for a certificate that TLS can't use.
+        """
+        self._sockets = list(sockets)
         self._reloader = tls
         self.admission = Admission(bounds)
         self._context: tuple[TLSMaterial, SSL.Context] | None = None
-        self._sockets: list[socket.socket] = []
         self._open: set[_Connection] = set()
         self._early: set[_Connection] = set()
         self._backend: str | None = None
         self.joined = JoinedClients()
         """Who is behind the Unix connections."""
         self._tasks: set[asyncio.Task[Any]] = set()
-
-    def open(self) -> None:
-        """Listen. Connections wait in the kernel until :meth:`start`. Raises UserError, for the certificate too."""
-        self._sockets = listen(self._bind)
         try:
             self._current_context()
         except SSL.Error as error:
-            self.stop()
             raise UserError(f"TLS can't use the certificate in --cert: {reason(error)}", "issue another one") from error
 
     @property

@@ -6,9 +6,8 @@ import contextlib
 import errno
 import socket
 
-from kiam.addresses import unmapped
+from kiam.addresses import parse_listen_address, unmapped
 from kiam.errors import ErrorKind, UserError
-from kiam.telemetry import parse_listen_address
 
 BACKLOG = 1024
 

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
+from kiam.addresses import parse_listen_address
 from kiam.arns import shown
 from kiam.errors import UserError
 from kiam.server.kubernetes.api import KubeError
 from kiam.server.kubernetes.objects import UNREADABLE
 from kiam.server.webhook.connections import Connections
 from kiam.server.webhook.injection import NewPod, patch_of
-from kiam.telemetry import parse_listen_address
 from kiam.tls import TLSFiles
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from kiam.rpc import kiam_pb2, kiam_pb2_grpc
+from kiam.server.grpc.port import listen
 from kiam.server.run import Server
-from kiam.server.serve import make_server, open_port
+from kiam.server.serve import make_server, open_front
 from kiam.server.settings import PolicySettings, ServerSettings, SessionSettings
 from kiam.tls import TLSFiles
 from tests.sandbox.aws import ROLE_BASE_ARN, AwsProcess
@@ -200,7 +201,7 @@ class _EndedError(Exception):
 async def _running(
     config: ServerSettings, registry: CollectorRegistry, early: Early | None = None
 ) -> AsyncIterator[Server]:
-    tls, front = open_port(config, registry)
+    tls, front = open_front(config, listen(config.bind), registry)
     server: Server | None = None
     try:
         front.start()

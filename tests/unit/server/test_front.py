@@ -21,6 +21,7 @@ from kiam.errors import UserError
 from kiam.server.grpc import front as module
 from kiam.server.grpc.admission import Bounds
 from kiam.server.grpc.front import Front, _Connection
+from kiam.server.grpc.port import listen
 from kiam.server.grpc.preface import FIRST_SETTINGS
 from kiam.tls import TLSFiles
 from kiam.tls.inspection import load_summary
@@ -45,9 +46,8 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opener]:
     fronts = []
 
     def open_front(bounds: Bounds = BOUNDS) -> Front:
-        front = Front("127.0.0.1:0", TLSReloader(files, Side.SERVER, load_summary), bounds)
+        front = Front(listen("127.0.0.1:0"), TLSReloader(files, Side.SERVER, load_summary), bounds)
         fronts.append(front)
-        front.open()
         front.start()
         return front
 
@@ -72,7 +72,8 @@ async def _never_joined(front: Front) -> None:
 
 async def test_whoever_has_bound_a_name_first_is_not_taken_for_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "peer_certificate", lambda connection: Mock(dns_names=("node-1",)))
-    front = Front("127.0.0.1:0", Mock())
+    monkeypatch.setattr(module, "make_context", Mock())
+    front = Front([], Mock())
     connection = _Connection(Mock(), "10.0.0.1", False)
     connection.tls = tls = Mock()
     front._open.add(connection)
