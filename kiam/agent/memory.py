@@ -45,7 +45,7 @@ def import_prometheus_client() -> None:
     absent = [name for name in _SERVERS if name not in sys.modules]
     sys.modules.update({name: _Unused(name) for name in absent})
     try:
-        import prometheus_client  # noqa: F401
+        import prometheus_client  # noqa: F401  # to have it imported is the point
     finally:
         for name in absent:
             del sys.modules[name]

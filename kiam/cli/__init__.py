@@ -144,5 +144,5 @@ def _nowhere() -> TextIO:
 
 def _abandon(output: Output) -> None:
     """Have what is left in the buffer go nowhere, so that the interpreter doesn't stumble over it at its end."""
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123  # os.devnull is text
         os.dup2(nowhere.fileno(), output.fileno())

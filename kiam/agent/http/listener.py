@@ -33,7 +33,7 @@ def listen(port: int) -> socket.socket:
     """
     dual = socket.has_dualstack_ipv6()
     # As the conventional agent; pods come from anywhere.
-    anywhere = "::" if dual else "0.0.0.0"  # noqa: S104
+    anywhere = "::" if dual else "0.0.0.0"  # noqa: S104  # pods come in on every interface
     try:
         return _listen(socket.AF_INET6 if dual else socket.AF_INET, anywhere, port, is_dual=dual)
     except OSError as error:
