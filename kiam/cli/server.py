@@ -198,12 +198,12 @@ def make_config(arguments: argparse.Namespace) -> ServerSettings:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the server until it is told to stop."""
-    from kiam.server.grpc.port import listen
+    from kiam.server.grpc.port import listen_early
 
     config = make_config(arguments)
     # Before all that takes time to import: a conventional agent that finds the port closed tries again after a second,
     # when it has given up.
-    sockets = listen(config.bind)
+    listening = listen_early(config.bind)
     prepare_grpc()
     import uvloop
 
@@ -218,5 +218,5 @@ def run(arguments: argparse.Namespace) -> int:
         log.warning("%s", line)
     for what, fix in doubts(arguments):
         log.warning("%s; %s", what, fix)
-    uvloop.run(serve(config, sockets))
+    uvloop.run(serve(config, listening))
     return 0

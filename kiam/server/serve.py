@@ -9,7 +9,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -43,11 +43,11 @@ def require_packages() -> None:
 
 
 def open_front(
-    config: ServerSettings, sockets: Sequence[socket.socket], registry: CollectorRegistry = REGISTRY
+    config: ServerSettings, listening: Callable[[], Sequence[socket.socket]], registry: CollectorRegistry = REGISTRY
 ) -> tuple[TLSReloader, Front]:
-    """Read the certificates; the sockets listen already. Raises UserError."""
+    """Read the certificates, then have the sockets that listen. Raises UserError."""
     tls = TLSReloader(config.tls, Side.SERVER, load_summary, TLSMetrics(Side.SERVER, registry))
-    front = Front(sockets, tls, Bounds())
+    front = Front(listening(), tls, Bounds())
     FrontMetrics(front.counts, registry)
     return tls, front
 
@@ -61,13 +61,13 @@ async def make_server(
     return server
 
 
-async def serve(config: ServerSettings, sockets: Sequence[socket.socket]) -> None:
+async def serve(config: ServerSettings, listening: Callable[[], Sequence[socket.socket]]) -> None:
     """Run the server until SIGTERM or SIGINT, then drain. Raises UserError when a flag or file can't work.
 
-    ``sockets`` listen on the port already.
+    ``listening`` gives the sockets that listen on the port.
     """
     _raise_descriptor_limit()
-    tls, front = open_front(config, sockets)
+    tls, front = open_front(config, listening)
     front.start()
     log.info("listening on %s (port %d)", config.bind, front.port)
     try:

@@ -172,7 +172,7 @@ async def longest_turn(kube: KubeApiProcess, aws: AwsProcess, pki: Pki, director
     turns: list[float] = []
     loop = asyncio.get_running_loop()
     config = make_config(pki, directory, kube)
-    tls, front = open_front(config, listen(config.bind), CollectorRegistry())
+    tls, front = open_front(config, lambda: listen(config.bind), CollectorRegistry())
     front.start()
     async with asyncio.TaskGroup() as tasks:
         server = InProcess(config, tls, front, CollectorRegistry())

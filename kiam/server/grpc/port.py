@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
 
 from kiam.addresses import parse_listen_address, unmapped
 from kiam.errors import ErrorKind, UserError
@@ -33,6 +34,18 @@ def listen(bind: str) -> list[socket.socket]:
             kind=ErrorKind.BUSY if error.errno == errno.EADDRINUSE else ErrorKind.OTHER,
         ) from error
     return sockets
+
+
+def listen_early(bind: str) -> Callable[[], list[socket.socket]]:
+    """Listen, if that is possible; the sockets are had, or why there are none is said, by calling what is returned.
+
+    A server whose other flags are wrong says so first, whoever has the port.
+    """
+    try:
+        sockets = listen(bind)
+    except UserError:
+        return lambda: listen(bind)
+    return lambda: sockets
 
 
 def number(sock: socket.socket) -> int:

@@ -201,7 +201,7 @@ class _EndedError(Exception):
 async def _running(
     config: ServerSettings, registry: CollectorRegistry, early: Early | None = None
 ) -> AsyncIterator[Server]:
-    tls, front = open_front(config, listen(config.bind), registry)
+    tls, front = open_front(config, lambda: listen(config.bind), registry)
     server: Server | None = None
     try:
         front.start()

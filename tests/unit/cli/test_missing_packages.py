@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,17 @@ def test_a_command_that_needs_one_says_which_image_has_it(command: str, package:
         f"kiam {command}: the package {package} is missing; "
         "use the servers' image (deploy/Dockerfile, target server), or install kiam[server]\n"
     )
+
+
+def test_a_server_whose_files_are_no_good_says_so_first_whoever_has_its_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        files = []
+        for name in ("cert", "key", "ca"):
+            (tmp_path / name).touch()
+            files.append(f"--{name}={tmp_path / name}")
+        argv = [sys.executable, "-m", "kiam", "server", *COMMANDS["server"], f"--bind={bind}", *files]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "--cert" in done.stderr
+    assert "--bind" not in done.stderr
