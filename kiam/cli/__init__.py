@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from kiam import __version__
@@ -139,10 +140,10 @@ def _complain(line: str) -> None:
 
 
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w")  # noqa: PTH123  # for as long as the process lives
+    return Path(os.devnull).open("w")  # for as long as the process lives
 
 
 def _abandon(output: Output) -> None:
     """Have what is left in the buffer go nowhere, so that the interpreter doesn't stumble over it at its end."""
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123  # os.devnull is text
+    with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), output.fileno())

@@ -24,12 +24,15 @@ def expiring(
     isn't the agent's, so an agent is believed about a pod of its own node only.
     """
     due = [(node, agent) for node, agent in agents if now.timestamp() > agent.certificate_warn_after]
-    due.sort(key=lambda one: one[1].certificate_expires)
     by_name = _by_name({agent.namespace for _, agent in due}, pods)
-    for node, agent in due[:MOST]:
-        pod = by_name.get((agent.namespace, agent.name))
-        if pod is not None and node and pod.node == node:
-            yield pod, expiry_warning("this agent's TLS certificate", _moment(agent.certificate_expires))
+    believed = [
+        (agent.certificate_expires, pod)
+        for node, agent in due
+        if (pod := by_name.get((agent.namespace, agent.name))) is not None and node and pod.node == node
+    ]
+    # Cut last: made-up pods must not take the places of others.
+    for expires, pod in sorted(believed, key=lambda one: one[0])[:MOST]:
+        yield pod, expiry_warning("this agent's TLS certificate", _moment(expires))
 
 
 def _by_name(namespaces: Iterable[str], pods: PodStore) -> dict[tuple[str, str], Pod]:

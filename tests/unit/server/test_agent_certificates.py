@@ -48,9 +48,17 @@ def test_an_agent_is_believed_about_a_pod_of_its_own_node_only(pods: PodStore, n
 
 
 def test_so_many_get_an_event_at_a_time_and_those_first_that_expire_first(pods: PodStore) -> None:
-    later = [("n1", agent("nobody"))] * MOST
-    assert list(expiring([*later, ("n1", agent("agent-1"))], pods, NOW)) == []
-    assert len(list(expiring([*later, ("n1", agent("agent-1", expires=SECONDS + 5))], pods, NOW))) == 1
+    for number in range(MOST):
+        pods.put(make(f"early-{number}", f"e{number}"))
+    early = [("n1", agent(f"early-{number}")) for number in range(MOST)]
+    told = [pod.name for pod, _ in expiring([("n1", agent("agent-1", expires=SECONDS + 2**20)), *early], pods, NOW)]
+    assert len(told) == MOST
+    assert "agent-1" not in told
+
+
+def test_agents_that_make_up_pods_take_nobodys_place(pods: PodStore) -> None:
+    made_up = [("n1", agent("nobody", expires=0))] * (2 * MOST)
+    assert [pod.name for pod, _ in expiring([*made_up, ("n1", agent("agent-1"))], pods, NOW)] == ["agent-1"]
 
 
 @given(st.integers(-(2**63), SECONDS - 1), st.integers(-(2**63), 2**63 - 1))
